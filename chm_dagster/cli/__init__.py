@@ -1,0 +1,1 @@
+"""`chm`: one module for each noun."""

@@ -1,0 +1,1 @@
+"""What the ledger says about the health of clients."""

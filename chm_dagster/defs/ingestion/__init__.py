@@ -1,0 +1,1 @@
+"""From partners to the ledger, one partition for each pipeline."""

@@ -1,0 +1,80 @@
+"""Runs as CHM knows them: status, observation, rejection, and the order of knowledge."""
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+MAX_RUN_ID_CHARS = 512
+MAX_ERROR_BYTES = 8_000
+MAX_REASON_CHARS = 200
+MAX_URL_CHARS = 2_000
+MAX_PAYLOAD_BYTES = 64_000
+BIGINT_MAX = 2**63 - 1
+INT_MAX = 2**31 - 1
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+"""Times before this are a partner's null value or a wrong unit, never a real run."""
+BEFORE_ALL = datetime(1, 1, 1, tzinfo=UTC)
+
+
+class RunStatus(enum.StrEnum):
+    """The five states of a run."""
+
+    RUNNING = "running"
+    SUCCESS = "success"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    SKIPPED = "skipped"
+
+    @property
+    def finished(self) -> bool:
+        """True for every state but `running`."""
+        return self is not RunStatus.RUNNING
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Observation:
+    """One run of one pipeline, as a partner told of it at one moment.
+
+    `observed_at` is when the request that brought it started, by our clock; `source_version` is the partner's own
+    newest time of the run, None where it gives none. All times are aware and in UTC. `unknown_status` is True where
+    the partner used a word that CHM does not know: the run counts as running until the word is mapped.
+    """
+
+    pipeline_id: UUID
+    external_run_id: str
+    status: RunStatus
+    started_at: datetime | None
+    finished_at: datetime | None
+    duration_seconds: float | None
+    rows_processed: int | None
+    error_message: str | None
+    status_reason: str | None
+    source_url: str | None
+    payload: Mapping[str, Any]
+    attempt: int
+    progress: int
+    source_version: datetime | None
+    observed_at: datetime
+    unknown_status: bool = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes a run the same run; sorts like the database's unique key."""
+        return (str(self.pipeline_id), self.external_run_id)
+
+    @property
+    def knowledge(self) -> tuple[int, int, datetime, datetime]:
+        """The order of knowledge: of two observations of one run, the larger one is the newer truth."""
+        return (self.attempt, self.progress, self.source_version or BEFORE_ALL, self.observed_at)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rejection:
+    """A record that is not a run. `reason` names the field and what was wrong; `record` is the raw record, kept."""
+
+    pipeline_id: UUID
+    reason: str
+    record: Any

@@ -1,0 +1,77 @@
+"""Every error that CHM raises on purpose, split by what to do next.
+
+- `ConfigError`: a person must change a setting; retrying cannot help.
+- `PartnerError`: one partner could not be read. `Transient` and `RateLimited` pass by themselves,
+  `AuthError`, `Permanent` and `SchemaDrift` need a person.
+- `InputError`, `NotFound`, `Conflict`: the request was wrong; the message names the field and the fix.
+- `Busy`: somebody else is doing this right now.
+- `DatabaseUnavailable`: Postgres does not answer; nothing was written.
+
+Messages are shown to people as they are. They never hold a secret, a URL's userinfo or its query.
+"""
+
+
+class ChmError(Exception):
+    """Base of all of CHM's own errors."""
+
+
+class ConfigError(ChmError):
+    """A setting is missing or wrong."""
+
+
+class InputError(ChmError):
+    """A value was refused. `field` names it, `issue` says what would be accepted."""
+
+    def __init__(self, field: str, issue: str) -> None:
+        super().__init__(f"{field}: {issue}")
+        self.field = field
+        self.issue = issue
+
+
+class NotFound(ChmError):
+    """The thing that was asked for does not exist."""
+
+
+class Conflict(ChmError):
+    """The thing exists already, or something else holds its name."""
+
+    def __init__(self, field: str, issue: str) -> None:
+        super().__init__(f"{field}: {issue}")
+        self.field = field
+        self.issue = issue
+
+
+class Busy(ChmError):
+    """Another ingestion holds this connection's lock; try again when it is done."""
+
+
+class DatabaseUnavailable(ChmError):
+    """Postgres could not be reached, or it ended the session."""
+
+
+class PartnerError(ChmError):
+    """A partner could not be read."""
+
+
+class AuthError(PartnerError):
+    """The partner refused our credentials (401, 403)."""
+
+
+class Transient(PartnerError):
+    """The partner failed in a way that passes: 5xx, a timeout, a broken connection."""
+
+
+class RateLimited(Transient):
+    """The partner asked us to wait. `retry_after` is its wish in seconds, None if it named none."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Permanent(PartnerError):
+    """The partner refused the request for good: 400, 404, 410, a redirect, too large an answer."""
+
+
+class SchemaDrift(PartnerError):
+    """The partner answered, but not in the agreed form."""

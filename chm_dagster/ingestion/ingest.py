@@ -1,0 +1,224 @@
+"""Sweep -> land -> map -> merge. Each partner connection succeeds or fails on its own."""
+
+import asyncio
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from uuid import UUID
+
+from chm_dagster.domain.inventory import IngestedPipeline
+from chm_dagster.domain.runs import Observation, Rejection
+from chm_dagster.errors import Busy, ConfigError
+from chm_dagster.ingestion.landing import Landing
+from chm_dagster.ingestion.prefetch import prefetched
+from chm_dagster.ingestion.report import SAMPLES, IngestReport, PipelineReport
+from chm_dagster.partners.connections import partner_of
+from chm_dagster.partners.port import Done, Failed, Page, Partner, Target
+from chm_dagster.warehouse.engine import Engine
+from chm_dagster.warehouse.runs import BATCH, Watermark
+from chm_dagster.warehouse.session import LedgerWriter, ledger_writer
+
+CONNECTIONS_AT_ONCE = 16
+"""Partner instances that are asked at the same time; each bounds its own requests."""
+
+Progress = Callable[[int, int], None]
+"""Told, as answers come in, for how many more pipelines a partner has answered and how many more records it sent."""
+
+
+def silent(pipelines: int, records: int) -> None:
+    """A Progress that tells nobody."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Share:
+    """One connection's part of an ingestion."""
+
+    partner: Partner
+    by_external_id: Mapping[str, Sequence[IngestedPipeline]]
+
+    def targets(self, since: datetime | None) -> list[Target]:
+        """What to ask the partner for. Pipelines that share an external id are asked for once."""
+        return [
+            Target(external_id, since or _oldest([p.synced_through for p in pipelines]))
+            for external_id, pipelines in self.by_external_id.items()
+        ]
+
+
+def ingest(
+    engine: Engine,
+    partners: Mapping[str, Partner],
+    pipelines: Sequence[IngestedPipeline],
+    landing: Landing,
+    *,
+    since: datetime | None = None,
+    progress: Progress = silent,
+) -> IngestReport:
+    """Bring the runs of these pipelines up to date, from their watermarks on, or from `since` (the partner's time).
+
+    A partner that cannot be read, or that another process is ingesting, shows as `error` of its pipelines; the others
+    go on. Raises DatabaseUnavailable; the ledger then holds all of a connection's news or nothing of it.
+    """
+    report = IngestReport(datetime.now(UTC))
+    shares = _shares(partners, pipelines, report)
+    with ledger_writer(engine) as writer:
+        claimed = [share for share in shares if _claim(writer, share, report)]
+        asyncio.run(_extract_all(claimed, landing, since, progress, writer))
+        for share in claimed:
+            _merge_share(writer, share, landing, report)
+    landing.save_report(report.as_dict())
+    return report
+
+
+def remap(
+    engine: Engine, partners: Mapping[str, Partner], pipelines: Sequence[IngestedPipeline], landing: Landing
+) -> IngestReport:
+    """Map and merge again what landed before, without asking any partner. Same report and errors as `ingest`."""
+    report = IngestReport(datetime.now(UTC))
+    with ledger_writer(engine) as writer:
+        landed = set(landing.connections())
+        for share in _shares(partners, pipelines, report):
+            if share.partner.name in landed and _claim(writer, share, report):
+                _merge_share(writer, share, landing, report)
+    return report
+
+
+def _shares(
+    partners: Mapping[str, Partner], pipelines: Sequence[IngestedPipeline], report: IngestReport
+) -> list[Share]:
+    """Split the pipelines by connection. Those without one are reported and left out."""
+    by_partner: dict[str, dict[str, list[IngestedPipeline]]] = defaultdict(lambda: defaultdict(list))
+    used: dict[str, Partner] = {}
+    for pipeline in pipelines:
+        try:
+            partner = partner_of(pipeline, partners)
+        except ConfigError as error:
+            report.pipelines[pipeline.key] = PipelineReport(pipeline.key, pipeline.connection or "", error=str(error))
+            continue
+        used[partner.name] = partner
+        by_partner[partner.name][pipeline.external_id].append(pipeline)
+        report.pipelines[pipeline.key] = PipelineReport(pipeline.key, partner.name)
+    return [Share(used[name], by_partner[name]) for name in sorted(used)]
+
+
+def _claim(writer: LedgerWriter, share: Share, report: IngestReport) -> bool:
+    try:
+        writer.claim(share.partner.name)
+    except Busy as error:
+        for pipelines in share.by_external_id.values():
+            for pipeline in pipelines:
+                report.pipelines[pipeline.key].error = str(error)
+        return False
+    return True
+
+
+async def _extract_all(
+    shares: Sequence[Share], landing: Landing, since: datetime | None, progress: Progress, writer: LedgerWriter
+) -> None:
+    places = asyncio.Semaphore(CONNECTIONS_AT_ONCE)
+
+    async def extract(share: Share) -> None:
+        async with places:
+            await _extract(share, landing, since, progress, writer)
+
+    async with asyncio.TaskGroup() as group:
+        for share in shares:
+            group.create_task(extract(share))
+
+
+async def _extract(
+    share: Share, landing: Landing, since: datetime | None, progress: Progress, writer: LedgerWriter
+) -> None:
+    """Land all that one connection says."""
+    feed = share.partner.open_feed()
+    try:
+        with landing.writer(share.partner.name) as file:
+            async with aclosing(feed.sweep(share.targets(since))) as events:
+                async for event in events:
+                    file.add(event)
+                    writer.keep_alive()
+                    if isinstance(event, Page):
+                        progress(0, len(event.records))
+                    else:
+                        progress(sum(len(share.by_external_id[i]) for i in event.external_ids), 0)
+    finally:
+        await feed.aclose()
+
+
+def _merge_share(writer: LedgerWriter, share: Share, landing: Landing, report: IngestReport) -> None:
+    """Map what landed and write it, with the watermarks, in one transaction."""
+    reports = {p.id: report.pipelines[p.key] for pipelines in share.by_external_id.values() for p in pipelines}
+    watermarks: list[Watermark] = []
+    rejections: list[tuple[str, Rejection]] = []
+    batches = _batches(_mapped(share, landing, reports, watermarks, rejections))
+    for pipeline_id, tally in writer.write(prefetched(batches), watermarks).items():
+        row = reports[pipeline_id]
+        row.inserted, row.updated = tally.inserted, tally.updated
+        row.unchanged, row.stale = tally.unchanged, tally.stale
+    if rejections:
+        landing.save_rejections(rejections)
+
+
+def _mapped(
+    share: Share,
+    landing: Landing,
+    reports: Mapping[UUID, PipelineReport],
+    watermarks: list[Watermark],
+    rejections: list[tuple[str, Rejection]],
+) -> Iterator[Observation]:
+    """The observations that landed; everything else of what landed goes to the reports, watermarks and rejections."""
+    map_record = share.partner.map_record
+    for event in landing.events(share.partner.name):
+        if isinstance(event, Page):
+            for external_id, record in event.records:
+                for pipeline in share.by_external_id.get(external_id, ()):
+                    mapped = map_record(pipeline.id, record, event.observed_at)
+                    row = reports[pipeline.id]
+                    row.fetched += 1
+                    if isinstance(mapped, Rejection):
+                        rejections.append((row.key, mapped))
+                        _note_rejection(row, mapped)
+                    else:
+                        _note(row, mapped)
+                        yield mapped
+        elif isinstance(event, Failed):
+            for pipeline in _of(share, event):
+                reports[pipeline.id].error = str(event.error)
+        else:
+            for pipeline in _of(share, event):
+                reports[pipeline.id].synced_through = event.synced_through
+                watermarks.append(Watermark(pipeline.id, event.synced_through, event.observed_at))
+
+
+def _of(share: Share, event: Done | Failed) -> Iterator[IngestedPipeline]:
+    return (p for external_id in event.external_ids for p in share.by_external_id.get(external_id, ()))
+
+
+def _note(row: PipelineReport, observation: Observation) -> None:
+    if observation.unknown_status:
+        row.unknown_statuses[observation.status_reason or ""] += 1
+    if observation.started_at is not None and (row.newest_run is None or observation.started_at > row.newest_run):
+        row.newest_run = observation.started_at
+
+
+def _note_rejection(row: PipelineReport, rejection: Rejection) -> None:
+    row.rejected += 1
+    if len(row.rejections) < SAMPLES:
+        row.rejections.append(rejection.reason)
+
+
+def _batches(observations: Iterator[Observation]) -> Iterator[list[Observation]]:
+    batch: list[Observation] = []
+    for observation in observations:
+        batch.append(observation)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _oldest(watermarks: Sequence[datetime | None]) -> datetime | None:
+    known = [w for w in watermarks if w is not None]
+    return min(known) if len(known) == len(watermarks) else None

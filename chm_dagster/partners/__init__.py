@@ -1,0 +1,1 @@
+"""The outside world: what partners' APIs say, and how to ask them."""

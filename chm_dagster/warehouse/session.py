@@ -1,0 +1,70 @@
+"""One writer for each partner connection: the session that fences a second, or a forgotten, ingestion."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from chm_dagster.domain.runs import Observation
+from chm_dagster.errors import Busy
+from chm_dagster.warehouse.engine import database_errors
+from chm_dagster.warehouse.runs import Tally, Watermark, advance_watermarks, merge_runs
+
+_CLAIM = sa.text("SELECT pg_try_advisory_lock(hashtextextended('chm/connection/' || :name, 0))")
+# A writer that hangs without a word loses its session, and with it the lock, after this long.
+_IDLE_SESSION_TIMEOUT = "10min"
+_KEEP_ALIVE_SECONDS = 60.0
+
+
+class LedgerWriter:
+    """Writes runs of the connections that it has claimed. Its claims live and die with its one database session."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+        self._last_used = time.monotonic()
+
+    def claim(self, connection_name: str) -> None:
+        """Become the only writer of this partner connection's runs. Raises Busy if another process is at it."""
+        with database_errors(), self._connection.begin():
+            if not self._connection.scalar(_CLAIM, {"name": connection_name}):
+                raise Busy(f"connection {connection_name} is being ingested by another process")
+
+    def keep_alive(self) -> None:
+        """Tell the server that this writer still lives; cheap enough to call for every page. Raises DatabaseUnavailable
+        if the session, and so the right to write, is gone.
+        """
+        if time.monotonic() - self._last_used > _KEEP_ALIVE_SECONDS:
+            with database_errors(), self._connection.begin():
+                self._connection.execute(sa.text("SELECT 1"))
+            self._last_used = time.monotonic()
+
+    def write(self, batches: Iterable[Sequence[Observation]], watermarks: Iterable[Watermark]) -> dict[UUID, Tally]:
+        """Merge all batches and move the watermarks in one transaction. Raises DatabaseUnavailable; then nothing
+        of it was written.
+        """
+        totals: dict[UUID, Tally] = {}
+        with database_errors(), self._connection.begin():
+            self._connection.execute(sa.text("SET LOCAL work_mem = '64MB'"))
+            for batch in batches:
+                for pipeline_id, tally in merge_runs(self._connection, batch).items():
+                    totals.setdefault(pipeline_id, Tally()).add(tally)
+            advance_watermarks(self._connection, watermarks)
+        self._last_used = time.monotonic()
+        return totals
+
+
+@contextmanager
+def ledger_writer(engine: sa.Engine) -> Iterator[LedgerWriter]:
+    """A session to write runs with. Raises DatabaseUnavailable."""
+    with database_errors():
+        connection = engine.connect()
+    try:
+        with database_errors(), connection.begin():
+            connection.execute(sa.text(f"SET idle_session_timeout = '{_IDLE_SESSION_TIMEOUT}'"))
+        yield LedgerWriter(connection)
+    finally:
+        # The session ends with the ingestion: closing it gives up its claims whatever state it is in.
+        connection.invalidate()
+        connection.close()

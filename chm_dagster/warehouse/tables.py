@@ -1,0 +1,289 @@
+"""The four tables, as SQLAlchemy Core sees them. Migrations make them; a test holds the two equal."""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+from chm_dagster.domain.inventory import Environment, PipelineType, Platform
+from chm_dagster.domain.runs import MAX_ERROR_BYTES, MAX_RUN_ID_CHARS, RunStatus
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+RULE_TYPES = (
+    "on_failure",
+    "failures_in_window",
+    "consecutive_failures",
+    "no_success_in_window",
+    "running_too_long",
+    "missed_run",
+)
+CHANNELS = ("slack", "email", "webhook")
+SLUG_PATTERN = "^[a-z0-9]+(-[a-z0-9]+)*$"
+
+
+def one_of(column: str, values: Iterable[str | StrEnum]) -> str:
+    """The CHECK expression that holds a text column to a set of words."""
+    return f"{column} IN ({', '.join(repr(str(v)) for v in values)})"
+
+
+def trimmed(column: str, longest: int = 200) -> str:
+    """The CHECK expression of a name: no blanks around it, not empty, not endless."""
+    return f"{column} = btrim({column}, E' \\t\\n\\r') AND length({column}) BETWEEN 1 AND {longest}"
+
+
+def readable_time(column: str) -> str:
+    """The CHECK expression that keeps infinity, BC and year 10000 out: drivers cannot read them back."""
+    return f"{column} >= '0001-01-02 00:00:00+00' AND {column} < '9999-12-31 00:00:00+00'"
+
+
+def _check(expression: str, name: str) -> sa.CheckConstraint:
+    return sa.CheckConstraint(expression, name=name)
+
+
+def _id() -> sa.Column[Any]:
+    return sa.Column(
+        "id", pg.UUID(as_uuid=True), primary_key=True, server_default=sa.text("chm_uuid7()"), comment="UUID v7"
+    )
+
+
+def _stamps() -> tuple[sa.Column[Any], sa.Column[Any]]:
+    stamp = sa.TIMESTAMP(timezone=True)
+    return (
+        sa.Column("created_at", stamp, nullable=False, server_default=sa.func.now(), comment="When CHM made the row"),
+        sa.Column(
+            "updated_at", stamp, nullable=False, server_default=sa.func.now(), comment="When the row last changed"
+        ),
+    )
+
+
+def _time(name: str, comment: str, *, nullable: bool = True, default: Any = None) -> sa.Column[Any]:
+    return sa.Column(name, sa.TIMESTAMP(timezone=True), nullable=nullable, server_default=default, comment=comment)
+
+
+def _text(name: str, comment: str, *, nullable: bool = False, default: str | None = None) -> sa.Column[Any]:
+    return sa.Column(name, sa.Text, nullable=nullable, server_default=default, comment=comment)
+
+
+def _flag(name: str, comment: str) -> sa.Column[Any]:
+    return sa.Column(name, sa.Boolean, nullable=False, server_default=sa.true(), comment=comment)
+
+
+clients = sa.Table(
+    "clients",
+    metadata,
+    _id(),
+    _text("name", "The customer's name, unique"),
+    _text("slug", "Readable key, unique, made from the name once and kept when the name changes"),
+    _flag("is_active", "False: disabled; nothing is ingested, history stays"),
+    *_stamps(),
+    sa.UniqueConstraint("name"),
+    sa.UniqueConstraint("slug"),
+    _check(trimmed("name"), "name_trimmed"),
+    _check(f"slug ~ '{SLUG_PATTERN}' AND length(slug) <= 100", "slug_form"),
+    comment="Customers whose pipelines are watched",
+)
+
+pipelines = sa.Table(
+    "pipelines",
+    metadata,
+    _id(),
+    sa.Column(
+        "client_id",
+        pg.UUID(as_uuid=True),
+        sa.ForeignKey("clients.id", ondelete="RESTRICT"),
+        nullable=False,
+        comment="The customer that the pipeline belongs to",
+    ),
+    _text("name", "Name, unique within the client"),
+    _text("slug", "Readable key, unique within the client, kept when the name changes"),
+    _text("platform", "Where it runs"),
+    _text("connection", "Which partner instance tells of it; null: the platform's default", nullable=True),
+    _text("external_id", "Its id at the partner; null: not ingested", nullable=True),
+    _text("pipeline_type", "What it is for"),
+    _text("environment", "dev, staging or prod", default="prod"),
+    _text("description", "Free text for people", nullable=True),
+    _flag("is_active", "False: disabled; nothing is ingested, history stays"),
+    _text("schedule_cron", "When it is expected to run, five fields", nullable=True),
+    _text("schedule_timezone", "IANA zone of schedule_cron; null: UTC", nullable=True),
+    sa.Column("grace_minutes", sa.Integer, comment="How late a run may be, in minutes"),
+    sa.Column("max_runtime_minutes", sa.Integer, comment="How long a run may take, in minutes"),
+    _time("synced_through", "Watermark: runs are known up to here, in the partner's time"),
+    _time("observed_through", "When the sweep that set synced_through started, by our clock"),
+    *_stamps(),
+    sa.UniqueConstraint("client_id", "name"),
+    sa.UniqueConstraint("client_id", "slug"),
+    _check(trimmed("name"), "name_trimmed"),
+    _check(f"slug ~ '{SLUG_PATTERN}' AND length(slug) <= 100", "slug_form"),
+    _check(one_of("platform", Platform), "platform_known"),
+    _check(one_of("pipeline_type", PipelineType), "pipeline_type_known"),
+    _check(one_of("environment", Environment), "environment_known"),
+    _check(trimmed("connection", 100), "connection_trimmed"),
+    _check("length(external_id) BETWEEN 1 AND 512", "external_id_length"),
+    _check("length(description) <= 4000", "description_length"),
+    _check("array_length(regexp_split_to_array(schedule_cron, ' +'), 1) = 5", "schedule_cron_fields"),
+    _check("schedule_timezone IS NULL OR schedule_cron IS NOT NULL", "schedule_timezone_needs_cron"),
+    _check("grace_minutes >= 0", "grace_minutes_not_negative"),
+    _check("max_runtime_minutes > 0", "max_runtime_minutes_positive"),
+    _check(readable_time("synced_through"), "synced_through_readable"),
+    _check(readable_time("observed_through"), "observed_through_readable"),
+    sa.Index(
+        "uq_pipelines_client_id_platform_external_id",
+        "client_id",
+        "platform",
+        "external_id",
+        unique=True,
+        postgresql_where=sa.text("external_id IS NOT NULL"),
+    ),
+    comment="Clients' recurring jobs, on whatever platform they run",
+)
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    _id(),
+    sa.Column(
+        "pipeline_id",
+        pg.UUID(as_uuid=True),
+        sa.ForeignKey("pipelines.id", ondelete="RESTRICT"),
+        nullable=False,
+        comment="The pipeline that ran",
+    ),
+    sa.Column(
+        "external_run_id",
+        sa.Text(collation="C"),
+        nullable=False,
+        comment="The run's id at the partner, byte for byte",
+    ),
+    _text("status", "running, success, failed, canceled or skipped"),
+    _time("started_at", "When the run started; null while it waits"),
+    _time("finished_at", "When the run finished; null while it runs"),
+    sa.Column("duration_seconds", sa.Double, comment="finished_at - started_at, or the partner's own figure; seconds"),
+    sa.Column("rows_processed", sa.BigInteger, comment="Rows that the run processed, where the partner says so"),
+    _text("error_message", "Why it failed, as the partner puts it, secrets masked", nullable=True),
+    _text("status_reason", "The partner's own word where it says more than status", nullable=True),
+    _text("source_url", "Link to the run at the partner", nullable=True),
+    sa.Column(
+        "payload",
+        pg.JSONB,
+        nullable=False,
+        server_default=sa.text("'{}'::jsonb"),
+        comment="The partner's record, secrets masked",
+    ),
+    _time("ingested_at", "When CHM last wrote what a partner said", nullable=False, default=sa.func.now()),
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="0", comment="The partner's try counter"),
+    sa.Column(
+        "progress",
+        sa.SmallInteger,
+        nullable=False,
+        server_default="0",
+        comment="1: finished, on a platform where a finished run never reopens",
+    ),
+    _time("source_version", "Newest time at the partner that changes with every transition"),
+    _time("observed_at", "When the request that told us started, by our clock", nullable=False, default=sa.func.now()),
+    *_stamps(),
+    sa.UniqueConstraint("pipeline_id", "external_run_id"),
+    _check(f"length(external_run_id) BETWEEN 1 AND {MAX_RUN_ID_CHARS}", "external_run_id_length"),
+    _check(one_of("status", RunStatus), "status_known"),
+    _check("duration_seconds >= 0 AND duration_seconds < 'infinity'", "duration_seconds_not_negative"),
+    _check("rows_processed >= 0", "rows_processed_not_negative"),
+    _check(f"octet_length(error_message) <= {MAX_ERROR_BYTES}", "error_message_length"),
+    _check("length(status_reason) <= 200", "status_reason_length"),
+    _check("length(source_url) <= 2000", "source_url_length"),
+    _check("attempt >= 0", "attempt_not_negative"),
+    _check("progress IN (0, 1)", "progress_known"),
+    _check("status <> 'running' OR (finished_at IS NULL AND duration_seconds IS NULL)", "running_is_not_finished"),
+    _check(readable_time("started_at"), "started_at_readable"),
+    _check(readable_time("finished_at"), "finished_at_readable"),
+    _check(readable_time("source_version"), "source_version_readable"),
+    _check(readable_time("observed_at"), "observed_at_readable"),
+    comment="Executions of pipelines, one row each however often a partner tells of them",
+)
+
+# The latest run of a pipeline is the first entry of its part of this index.
+sa.Index(
+    "ix_runs_latest",
+    runs.c.pipeline_id,
+    runs.c.started_at.desc().nulls_last(),
+    runs.c.finished_at.desc().nulls_last(),
+    runs.c.id.desc(),
+    postgresql_include=["status"],
+)
+sa.Index(
+    "ix_runs_started_at",
+    runs.c.started_at.desc(),
+    runs.c.id.desc(),
+    postgresql_include=["pipeline_id", "status", "duration_seconds"],
+)
+sa.Index(
+    "ix_runs_failed",
+    runs.c.started_at.desc(),
+    runs.c.id.desc(),
+    postgresql_include=["pipeline_id"],
+    postgresql_where=sa.text("status = 'failed'"),
+)
+
+alert_rules = sa.Table(
+    "alert_rules",
+    metadata,
+    _id(),
+    sa.Column(
+        "client_id",
+        pg.UUID(as_uuid=True),
+        sa.ForeignKey("clients.id", ondelete="RESTRICT"),
+        comment="All of this client's pipelines",
+    ),
+    sa.Column(
+        "pipeline_id",
+        pg.UUID(as_uuid=True),
+        sa.ForeignKey("pipelines.id", ondelete="RESTRICT"),
+        comment="This pipeline only; wins over client_id",
+    ),
+    _text("rule_type", "What is watched"),
+    sa.Column("threshold", sa.Integer, comment="How many failures it takes"),
+    sa.Column("window_minutes", sa.Integer, comment="Over how long, in minutes"),
+    _text("channel", "slack, email or webhook"),
+    _text("destination", "Channel, address or name of the endpoint; never a secret"),
+    _flag("is_enabled", "False: the rule is kept but not evaluated"),
+    _time("muted_until", "No notification before this"),
+    *_stamps(),
+    _check("client_id IS NOT NULL OR pipeline_id IS NOT NULL", "has_scope"),
+    _check(one_of("rule_type", RULE_TYPES), "rule_type_known"),
+    _check(one_of("channel", CHANNELS), "channel_known"),
+    _check(trimmed("destination", 500), "destination_trimmed"),
+    _check("threshold > 0", "threshold_positive"),
+    _check("window_minutes > 0", "window_minutes_positive"),
+    _check(
+        "CASE rule_type"
+        " WHEN 'on_failure' THEN threshold IS NULL AND window_minutes IS NULL"
+        " WHEN 'failures_in_window' THEN threshold IS NOT NULL AND window_minutes IS NOT NULL"
+        " WHEN 'consecutive_failures' THEN threshold IS NOT NULL AND window_minutes IS NULL"
+        " WHEN 'no_success_in_window' THEN threshold IS NULL AND window_minutes IS NOT NULL"
+        " ELSE threshold IS NULL END",
+        "parameters_fit_type",
+    ),
+    _check(readable_time("muted_until"), "muted_until_readable"),
+    sa.Index(
+        "uq_alert_rules_scope",
+        "client_id",
+        "pipeline_id",
+        "rule_type",
+        "channel",
+        "destination",
+        unique=True,
+        postgresql_nulls_not_distinct=True,
+        postgresql_where=sa.text("is_enabled"),
+    ),
+    sa.Index(None, "pipeline_id"),
+    comment="When to tell whom that something is wrong",
+)

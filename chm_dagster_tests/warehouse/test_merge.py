@@ -1,0 +1,308 @@
+"""The ledger is exact: whatever is delivered, in whatever order and however often, it ends up the same."""
+
+import dataclasses
+import random
+import threading
+from datetime import datetime
+from uuid import UUID
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chm_dagster.domain.runs import Observation, RunStatus
+from chm_dagster.errors import Busy, DatabaseUnavailable
+from chm_dagster.warehouse.runs import Tally, Watermark, advance_watermarks, merge_runs
+from chm_dagster.warehouse.session import ledger_writer
+from chm_dagster_tests.factories import T0, add_pipeline, minutes, observation, rows
+
+LEDGER = (
+    "SELECT external_run_id, status, started_at, finished_at, duration_seconds, rows_processed, error_message,"
+    " status_reason, source_url, payload, attempt, progress, source_version FROM runs ORDER BY external_run_id"
+)
+PHYSICAL = "SELECT ctid::text, xmin::text, external_run_id FROM runs ORDER BY external_run_id"
+
+
+def merge(engine: sa.Engine, *observations: Observation) -> Tally:
+    """Merge in one transaction; the tallies of all pipelines added up."""
+    total = Tally()
+    with engine.begin() as connection:
+        for tally in merge_runs(connection, observations).values():
+            total.add(tally)
+    return total
+
+
+@pytest.fixture
+def pipeline_id(engine: sa.Engine) -> UUID:
+    return add_pipeline(engine).id
+
+
+def test_replaying_three_times_writes_no_row_and_hardly_any_wal(engine: sa.Engine, pipeline_id: UUID) -> None:
+    batch = [observation(pipeline_id, f"r{n}") for n in range(500)]
+    assert merge(engine, *batch) == Tally(inserted=500)
+    before, position = rows(engine, PHYSICAL), rows(engine, "SELECT pg_current_wal_insert_lsn() AS lsn")[0]["lsn"]
+    for _ in range(3):
+        later = [dataclasses.replace(o, observed_at=o.observed_at + minutes(5)) for o in batch]
+        assert merge(engine, *later) == Tally(unchanged=500)
+    assert rows(engine, PHYSICAL) == before
+    wal = rows(engine, "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), :lsn) AS wal", lsn=position)[0]["wal"]
+    assert wal < 30_000  # 500 rewritten rows are over 300,000 bytes
+
+
+def test_running_becomes_success_in_place(engine: sa.Engine, pipeline_id: UUID) -> None:
+    running = observation(pipeline_id, status=RunStatus.RUNNING, source_version=T0)
+    assert merge(engine, running) == Tally(inserted=1)
+    (first,) = rows(engine, "SELECT id, created_at FROM runs")
+    assert merge(engine, observation(pipeline_id, progress=1)) == Tally(updated=1)
+    (row,) = rows(engine, "SELECT id, created_at, status, finished_at FROM runs")
+    assert (row["id"], row["created_at"]) == (first["id"], first["created_at"])
+    assert (row["status"], row["finished_at"]) == ("success", T0 + minutes(10))
+
+
+def test_a_finished_run_does_not_go_back_where_the_platform_never_reopens(engine: sa.Engine, pipeline_id: UUID) -> None:
+    merge(engine, observation(pipeline_id, progress=1))
+    late = observation(
+        pipeline_id, status=RunStatus.RUNNING, source_version=T0 + minutes(99), observed_at=T0 + minutes(99)
+    )
+    assert merge(engine, late) == Tally(stale=1)
+    assert rows(engine, LEDGER)[0]["status"] == "success"
+
+
+def test_a_newer_version_reopens_a_run_and_takes_its_end_and_error_away(engine: sa.Engine, pipeline_id: UUID) -> None:
+    merge(engine, observation(pipeline_id, status=RunStatus.FAILED, error_message="no disk"))
+    again = observation(pipeline_id, status=RunStatus.RUNNING, source_version=T0 + minutes(20))
+    assert merge(engine, again) == Tally(updated=1)
+    row = rows(engine, LEDGER)[0]
+    assert (row["status"], row["finished_at"], row["duration_seconds"], row["error_message"]) == (
+        "running",
+        None,
+        None,
+        None,
+    )
+
+
+def test_a_new_attempt_reopens_even_a_run_that_never_reopens(engine: sa.Engine, pipeline_id: UUID) -> None:
+    merge(engine, observation(pipeline_id, status=RunStatus.FAILED, progress=1))
+    assert merge(engine, observation(pipeline_id, status=RunStatus.RUNNING, attempt=1, progress=0)) == Tally(updated=1)
+
+
+def test_without_a_version_the_later_request_wins(engine: sa.Engine, pipeline_id: UUID) -> None:
+    merge(engine, observation(pipeline_id, status=RunStatus.FAILED, source_version=None))
+    older = observation(pipeline_id, source_version=None, observed_at=T0)
+    assert merge(engine, older) == Tally(stale=1)
+    newer = observation(pipeline_id, source_version=None, observed_at=T0 + minutes(61))
+    assert merge(engine, newer) == Tally(updated=1)
+
+
+def test_a_version_beats_none(engine: sa.Engine, pipeline_id: UUID) -> None:
+    merge(engine, observation(pipeline_id))
+    assert merge(
+        engine, observation(pipeline_id, rows_processed=9, source_version=None, observed_at=T0 + minutes(99))
+    ) == Tally(stale=1)
+
+
+def test_a_flip_that_a_later_sweep_has_seen_undone_stays_undone(engine: sa.Engine, pipeline_id: UUID) -> None:
+    # success, failed, success, all of one version; the middle one is delivered last, from a landing that was mapped again.
+    good, bad = (
+        observation(pipeline_id),
+        observation(pipeline_id, status=RunStatus.FAILED, observed_at=T0 + minutes(62)),
+    )
+    merge(engine, good)
+    with engine.begin() as connection:
+        merge_runs(connection, [dataclasses.replace(good, observed_at=T0 + minutes(64))])
+        advance_watermarks(connection, [Watermark(pipeline_id, T0 + minutes(58), T0 + minutes(63))])
+    assert merge(engine, bad) == Tally(stale=1)
+    assert rows(engine, LEDGER)[0]["status"] == "success"
+
+
+def test_a_run_twice_in_one_batch_is_one_row(engine: sa.Engine, pipeline_id: UUID) -> None:
+    running = observation(pipeline_id, status=RunStatus.RUNNING, source_version=T0)
+    done = observation(pipeline_id)
+    assert merge(engine, done, running, done) == Tally(inserted=1, stale=1, unchanged=1)
+    assert [row["status"] for row in rows(engine, LEDGER)] == ["success"]
+
+
+def test_two_records_of_one_run_and_one_moment_always_end_the_same(engine: sa.Engine, pipeline_id: UUID) -> None:
+    one, other = observation(pipeline_id, rows_processed=1), observation(pipeline_id, payload={"id": "r1", "n": 2})
+    results = []
+    for batch in ([one, other], [other, one], [other, one, other]):
+        with engine.begin() as connection:
+            connection.execute(sa.text("DELETE FROM runs"))
+        tally = merge(engine, *batch)
+        assert tally.inserted + tally.updated + tally.unchanged + tally.stale == len(batch)
+        results.append(rows(engine, LEDGER))
+    for order in ((one, other), (other, one)):
+        with engine.begin() as connection:
+            connection.execute(sa.text("DELETE FROM runs"))
+        for o in order:
+            merge(engine, o)
+        results.append(rows(engine, LEDGER))
+    assert all(result == results[0] for result in results)
+
+
+def test_hostile_text_arrives_as_it_was_sent(engine: sa.Engine, pipeline_id: UUID) -> None:
+    nasty = "tab\there, line\nthere, \\N, \\., quote\", 'x'; DROP TABLE runs; --, \u202e, 漢字, \x7f"
+    o = observation(
+        pipeline_id, nasty, status=RunStatus.FAILED, error_message=nasty, status_reason=nasty, payload={nasty: nasty}
+    )
+    assert merge(engine, o) == Tally(inserted=1)
+    row = rows(engine, LEDGER)[0]
+    assert (row["external_run_id"], row["error_message"], row["payload"]) == (nasty, nasty, {nasty: nasty})
+    assert merge(engine, o) == Tally(unchanged=1)
+
+
+def test_ids_that_differ_in_one_byte_are_different_runs(engine: sa.Engine, pipeline_id: UUID) -> None:
+    ids = ["run", "Run", "run ", "rún", "ru\u0301n", "run\u200b", "ｒｕｎ"]
+    assert merge(engine, *(observation(pipeline_id, i) for i in ids)) == Tally(inserted=len(ids))
+
+
+def test_the_same_run_id_in_two_pipelines_is_two_runs(engine: sa.Engine) -> None:
+    one, other = add_pipeline(engine, "a").id, add_pipeline(engine, "b").id
+    assert merge(engine, observation(one), observation(other)) == Tally(inserted=2)
+
+
+# --- any order, any duplication -------------------------------------------------------------------------------------
+
+STATUSES = list(RunStatus)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[tuple[int, int, int]]:
+    """What a partner says of a run, in the order of its requests: (attempt, version in minutes, what it says).
+
+    Of one attempt and version, a partner that has said something else does not take it back; what happens if it does is
+    the subject of `test_a_flip_that_a_later_sweep_has_seen_undone_stays_undone`.
+    """
+    count = draw(st.integers(1, 5))
+    triples = st.lists(
+        st.tuples(st.integers(0, 1), st.integers(0, 2), st.integers(0, 4)), min_size=count, max_size=count
+    )
+    return sorted(draw(triples))
+
+
+@given(
+    run_histories=st.lists(histories(), min_size=1, max_size=3),
+    versioned=st.booleans(),
+    shuffles=st.lists(st.randoms(use_true_random=False), min_size=2, max_size=2),
+)
+@settings(max_examples=40)
+def test_any_order_and_duplication_of_the_same_observations_gives_the_same_ledger(
+    engine: sa.Engine, run_histories: list[list[tuple[int, int, int]]], versioned: bool, shuffles: list[random.Random]
+) -> None:
+    pipeline = add_pipeline(engine).id
+    seen = [
+        observation(
+            pipeline,
+            f"r{n}",
+            status=STATUSES[said],
+            rows_processed=said,
+            attempt=attempt,
+            source_version=T0 + minutes(version) if versioned else None,
+            # Unversioned, two versions are one: then only what is said may tell the requests apart.
+            observed_at=T0 + minutes(100 + step),
+        )
+        for n, history in enumerate(run_histories)
+        for step, (attempt, version, said) in enumerate(history if versioned else _unversioned(history))
+    ]
+    ledgers = []
+    for shuffle in [None, *shuffles]:
+        deliveries = list(seen)
+        if shuffle is not None:
+            deliveries += shuffle.choices(seen, k=len(seen) // 2)
+            shuffle.shuffle(deliveries)
+        with engine.begin() as connection:
+            connection.execute(sa.text("DELETE FROM runs"))
+        for one in _in_batches(deliveries, shuffle):
+            tally = merge(engine, *one)
+            assert tally.inserted + tally.updated + tally.unchanged + tally.stale == len(one)
+        ledgers.append(rows(engine, LEDGER))
+    assert ledgers[1:] == ledgers[:1] * len(shuffles)
+
+
+def _unversioned(history: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    return sorted(history, key=lambda triple: (triple[0], triple[2]))
+
+
+def _in_batches(deliveries: list[Observation], shuffle: random.Random | None) -> list[list[Observation]]:
+    if shuffle is None:
+        return [[o] for o in deliveries]
+    cut = shuffle.randint(0, len(deliveries))
+    return [batch for batch in ([*deliveries[:cut]], *([o] for o in deliveries[cut:])) if batch]
+
+
+# --- one writer, one transaction ------------------------------------------------------------------------------------
+
+
+def test_runs_and_watermark_commit_together_or_not_at_all(engine: sa.Engine, pipeline_id: UUID) -> None:
+    def batches() -> object:
+        yield [observation(pipeline_id, "r1")]
+        raise KeyboardInterrupt
+
+    with ledger_writer(engine) as writer, pytest.raises(KeyboardInterrupt):
+        writer.write(batches(), [Watermark(pipeline_id, T0, T0)])  # type: ignore[arg-type]
+    assert rows(engine, "SELECT count(*) AS n FROM runs")[0]["n"] == 0
+    with ledger_writer(engine) as writer:
+        writer.write([[observation(pipeline_id, "r1")]], [Watermark(pipeline_id, T0, T0)])
+    assert rows(engine, "SELECT synced_through FROM pipelines")[0]["synced_through"] == T0
+
+
+def test_the_watermark_never_moves_back(engine: sa.Engine, pipeline_id: UUID) -> None:
+    for moment in (T0 + minutes(5), T0):
+        with engine.begin() as connection:
+            advance_watermarks(connection, [Watermark(pipeline_id, moment, moment)])
+    assert rows(engine, "SELECT synced_through FROM pipelines")[0]["synced_through"] == T0 + minutes(5)
+
+
+def test_a_second_ingestion_of_a_connection_is_told_to_wait(engine: sa.Engine) -> None:
+    with ledger_writer(engine) as one, ledger_writer(engine) as other:
+        one.claim("default")
+        other.claim("elsewhere")
+        with pytest.raises(Busy, match="default is being ingested"):
+            other.claim("default")
+    with ledger_writer(engine) as next_one:
+        next_one.claim("default")
+
+
+def test_a_writer_whose_session_died_cannot_write_any_more(
+    engine: sa.Engine, database_url: str, pipeline_id: UUID
+) -> None:
+    with ledger_writer(engine) as writer:
+        writer.claim("default")
+        with psycopg.connect(database_url, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        with ledger_writer(engine) as successor:
+            successor.claim("default")
+            with pytest.raises(DatabaseUnavailable):
+                writer.write([[observation(pipeline_id)]], [])
+    assert rows(engine, "SELECT count(*) AS n FROM runs")[0]["n"] == 0
+
+
+def test_writers_of_the_same_keys_do_not_deadlock(engine: sa.Engine, pipeline_id: UUID) -> None:
+    problems: list[BaseException] = []
+    merge(engine, *(observation(pipeline_id, f"r{n}") for n in range(100)))
+
+    def write(seed: int) -> None:
+        rng = random.Random(seed)
+        try:
+            for step in range(12):
+                at: datetime = T0 + minutes(100 + step)
+                ids = rng.sample(range(100), 60)
+                merge(
+                    engine,
+                    *(
+                        observation(pipeline_id, f"r{n}", rows_processed=step, source_version=at, observed_at=at)
+                        for n in ids
+                    ),
+                )
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert rows(engine, "SELECT count(*) AS n FROM runs")[0]["n"] == 100
