@@ -36,7 +36,8 @@ class Stack:
 
     def environment(self) -> dict[str, str]:
         """The variables that Dagster's processes and the sandbox need, on top of the caller's own."""
-        return {**os.environ, **self.own_environment(), "PYTHONUNBUFFERED": "1"}
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        return {**inherited, **self.own_environment(), "PYTHONUNBUFFERED": "1"}
 
     def own_environment(self) -> dict[str, str]:
         """Only what CHM adds."""

@@ -72,15 +72,23 @@ def ingest(
 
 
 def remap(
-    engine: Engine, partners: Mapping[str, Partner], pipelines: Sequence[IngestedPipeline], landing: Landing
+    engine: Engine,
+    partners: Mapping[str, Partner],
+    pipelines: Sequence[IngestedPipeline],
+    landing: Landing,
+    *,
+    rehearsal: bool = False,
 ) -> IngestReport:
-    """Map and merge again what landed before, without asking any partner. Same report and errors as `ingest`."""
+    """Map and merge again what landed before, without asking any partner. Same report and errors as `ingest`.
+
+    A rehearsal tells what would be written, and leaves the ledger as it is.
+    """
     report = IngestReport(datetime.now(UTC))
     with ledger_writer(engine) as writer:
         landed = set(landing.connections())
         for share in _shares(partners, pipelines, report):
             if share.partner.name in landed and _claim(writer, share, report):
-                _merge_share(writer, share, landing, report)
+                _merge_share(writer, share, landing, report, rehearsal=rehearsal)
     return report
 
 
@@ -146,17 +154,19 @@ async def _extract(
         await feed.aclose()
 
 
-def _merge_share(writer: LedgerWriter, share: Share, landing: Landing, report: IngestReport) -> None:
+def _merge_share(
+    writer: LedgerWriter, share: Share, landing: Landing, report: IngestReport, *, rehearsal: bool = False
+) -> None:
     """Map what landed and write it, with the watermarks, in one transaction."""
     reports = {p.id: report.pipelines[p.key] for pipelines in share.by_external_id.values() for p in pipelines}
     watermarks: list[Watermark] = []
     rejections: list[tuple[str, Rejection]] = []
     batches = _batches(_mapped(share, landing, reports, watermarks, rejections))
-    for pipeline_id, tally in writer.write(prefetched(batches), watermarks).items():
+    for pipeline_id, tally in writer.write(prefetched(batches), watermarks, rehearsal=rehearsal).items():
         row = reports[pipeline_id]
         row.inserted, row.updated = tally.inserted, tally.updated
         row.unchanged, row.stale = tally.unchanged, tally.stale
-    if rejections:
+    if rejections and not rehearsal:
         landing.save_rejections(rejections)
 
 
@@ -197,7 +207,8 @@ def _of(share: Share, event: Done | Failed) -> Iterator[IngestedPipeline]:
 
 def _note(row: PipelineReport, observation: Observation) -> None:
     if observation.unknown_status:
-        row.unknown_statuses[observation.status_reason or ""] += 1
+        word = observation.status_reason or ""
+        row.unknown_statuses[word] = row.unknown_statuses.get(word, 0) + 1
     if observation.started_at is not None and (row.newest_run is None or observation.started_at > row.newest_run):
         row.newest_run = observation.started_at
 

@@ -6,6 +6,7 @@ A folder holds `records/<connection>.jsonl.gz` (pages, and how each pipeline's p
 
 import dataclasses
 import gzip
+import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -60,6 +61,7 @@ class Landing:
 
     def save_report(self, report: dict[str, Any]) -> None:
         """Write the report in one step: it is whole or not there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / (_REPORT + ".new")
         temporary.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
         temporary.replace(self.folder / _REPORT)
@@ -95,7 +97,7 @@ class LandingWriter:
     def add(self, event: Page | Done | Failed) -> None:
         """Keep what the feed said."""
         assert self._file is not None  # noqa: S101 - only used as a context manager
-        self._file.write(orjson.dumps(_line(event)) + b"\n")
+        self._file.write(_encode(_line(event)) + b"\n")
 
 
 class LandingZone:
@@ -131,7 +133,40 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if path.exists():
         with gzip.open(path, "rb") as file:
             for line in file:
-                yield orjson.loads(line)
+                yield _decode(line)
+
+
+def _encode(line: dict[str, Any]) -> bytes:
+    """One line. orjson is strict: lone surrogates, huge integers and deep nesting need the slower way."""
+    try:
+        return orjson.dumps(line)
+    except orjson.JSONEncodeError:
+        pass
+    try:
+        return json.dumps(line, default=_iso).encode()
+    except RecursionError:
+        # A hostile record is nested beyond what Python can write. It becomes a record that mapping rejects.
+        records = [(external_id, _writable(record)) for external_id, record in line["records"]]
+        return json.dumps({**line, "records": records}, default=_iso).encode()
+
+
+def _decode(line: bytes) -> Any:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return json.loads(line)
+
+
+def _writable(record: Any) -> Any:
+    try:
+        json.dumps(record)
+    except RecursionError:
+        return "a record nested too deeply to be kept"
+    return record
+
+
+def _iso(value: datetime) -> str:
+    return value.isoformat()
 
 
 def _line(event: Page | Done | Failed) -> dict[str, Any]:

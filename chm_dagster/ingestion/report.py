@@ -1,7 +1,6 @@
 """What an ingestion did: every record of every pipeline, counted exactly once."""
 
 import dataclasses
-from collections import Counter
 from datetime import datetime
 from typing import Any
 
@@ -21,7 +20,7 @@ class PipelineReport:
     unchanged: int = 0
     stale: int = 0
     rejected: int = 0
-    unknown_statuses: Counter[str] = dataclasses.field(default_factory=Counter)
+    unknown_statuses: dict[str, int] = dataclasses.field(default_factory=dict)
     rejections: list[str] = dataclasses.field(default_factory=list)
     newest_run: datetime | None = None
     synced_through: datetime | None = None
@@ -64,6 +63,5 @@ class IngestReport:
         report = cls(datetime.fromisoformat(data["started_at"]))
         for key, raw in data["pipelines"].items():
             times = {name: raw[name] and datetime.fromisoformat(raw[name]) for name in ("newest_run", "synced_through")}
-            unknown = Counter(raw["unknown_statuses"])
-            report.pipelines[key] = PipelineReport(**{**raw, **times, "unknown_statuses": unknown})
+            report.pipelines[key] = PipelineReport(**{**raw, **times})
         return report

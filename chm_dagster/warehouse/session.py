@@ -40,17 +40,22 @@ class LedgerWriter:
                 self._connection.execute(sa.text("SELECT 1"))
             self._last_used = time.monotonic()
 
-    def write(self, batches: Iterable[Sequence[Observation]], watermarks: Iterable[Watermark]) -> dict[UUID, Tally]:
-        """Merge all batches and move the watermarks in one transaction. Raises DatabaseUnavailable; then nothing
-        of it was written.
+    def write(
+        self, batches: Iterable[Sequence[Observation]], watermarks: Iterable[Watermark], *, rehearsal: bool = False
+    ) -> dict[UUID, Tally]:
+        """Merge all batches and move the watermarks in one transaction; a rehearsal is rolled back at its end.
+
+        Raises DatabaseUnavailable; then nothing of it was written.
         """
         totals: dict[UUID, Tally] = {}
-        with database_errors(), self._connection.begin():
+        with database_errors(), self._connection.begin() as transaction:
             self._connection.execute(sa.text("SET LOCAL work_mem = '64MB'"))
             for batch in batches:
                 for pipeline_id, tally in merge_runs(self._connection, batch).items():
                     totals.setdefault(pipeline_id, Tally()).add(tally)
             advance_watermarks(self._connection, watermarks)
+            if rehearsal:
+                transaction.rollback()
         self._last_used = time.monotonic()
         return totals
 
