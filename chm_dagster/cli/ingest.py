@@ -156,9 +156,14 @@ def show_report(report: IngestReport, form: Format | None) -> None:
         return
     news = [row for row in rows if row["inserted"] or row["updated"] or row["rejected"] or row["error"]]
     if news:
-        if not report.failed:
-            news = [{name: value for name, value in row.items() if name != "error"} for row in news]
-        show(news, Format.TABLE)
+        # A column of nothing but zeros says nothing, and terminals are narrow.
+        empty = {name for name in COUNTS if not any(row[name] for row in news)} | {"error"}
+        show([{name: value for name, value in row.items() if name not in empty} for row in news], Format.TABLE)
+    for row in news:
+        if row["error"]:
+            errors.print(
+                f"{row['pipeline']}: {row['error']}", style="red", markup=False, highlight=False, soft_wrap=True
+            )
     quiet = len(rows) - len(news)
     console.print(
         f"{len(rows)} pipelines{f', {quiet} without news' if quiet else ''}: "
@@ -166,4 +171,5 @@ def show_report(report: IngestReport, form: Format | None) -> None:
         + (f"; {len(report.failed)} could not be read" if report.failed else ""),
         style="red" if report.failed else "green",
         highlight=False,
+        soft_wrap=True,
     )

@@ -86,7 +86,9 @@ def given_stack(settings: Settings) -> Stack:
     """The stack on databases of the user's own."""
     if settings.database_url is None or settings.dagster_database_url is None:
         raise ConfigError(f"{names.DATABASE_URL} and {names.DAGSTER_DATABASE_URL} are set together or not at all")
-    return Stack(settings, settings.database_url, _dagster_url(settings.dagster_database_url), *partner_address(settings))
+    return Stack(
+        settings, settings.database_url, _dagster_url(settings.dagster_database_url), *partner_address(settings)
+    )
 
 
 def embedded_stack(settings: Settings, postgres: EmbeddedPostgres) -> Stack:

@@ -83,7 +83,7 @@ def may_hold_secret(text: str) -> bool:
 
 
 def redact(text: str) -> str:
-    """The text with every secret in it replaced by `***`. Doing it twice changes nothing more.
+    """The text with every secret in it replaced by `***`; what was masked before stays masked.
 
     Known forms: `name=value` and `name: value` of secret-looking names, quoted or not; user and password in URLs;
     `Bearer` and `Basic` credentials; cookies; JWTs; private keys; tokens of well-known prefixes.

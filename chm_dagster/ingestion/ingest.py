@@ -18,7 +18,7 @@ from chm_dagster.partners.connections import partner_of
 from chm_dagster.partners.port import Done, Failed, Page, Partner, Target
 from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.runs import BATCH, Watermark
-from chm_dagster.warehouse.session import LedgerWriter, ledger_writer
+from chm_dagster.warehouse.session import PATIENCE_SECONDS, LedgerWriter, ledger_writer
 
 CONNECTIONS_AT_ONCE = 16
 """Partner instances that are asked at the same time; each bounds its own requests."""
@@ -54,16 +54,17 @@ def ingest(
     *,
     since: datetime | None = None,
     progress: Progress = silent,
+    patience: float = PATIENCE_SECONDS,
 ) -> IngestReport:
     """Bring the runs of these pipelines up to date, from their watermarks on, or from `since` (the partner's time).
 
-    A partner that cannot be read, or that another process is ingesting, shows as `error` of its pipelines; the others
-    go on. Raises DatabaseUnavailable; the ledger then holds all of a connection's news or nothing of it.
+    A partner that cannot be read, or that another process is still ingesting after `patience` seconds, shows as `error`
+    of its pipelines; the others go on. Raises DatabaseUnavailable; the ledger then holds all of a connection's news or nothing of it.
     """
     report = IngestReport(datetime.now(UTC))
     shares = _shares(partners, pipelines, report)
     with ledger_writer(engine) as writer:
-        claimed = [share for share in shares if _claim(writer, share, report)]
+        claimed = [share for share in shares if _claim(writer, share, report, patience)]
         asyncio.run(_extract_all(claimed, landing, since, progress, writer))
         for share in claimed:
             _merge_share(writer, share, landing, report)
@@ -87,7 +88,7 @@ def remap(
     with ledger_writer(engine) as writer:
         landed = set(landing.connections())
         for share in _shares(partners, pipelines, report):
-            if share.partner.name in landed and _claim(writer, share, report):
+            if share.partner.name in landed and _claim(writer, share, report, PATIENCE_SECONDS):
                 _merge_share(writer, share, landing, report, rehearsal=rehearsal)
     return report
 
@@ -110,9 +111,9 @@ def _shares(
     return [Share(used[name], by_partner[name]) for name in sorted(used)]
 
 
-def _claim(writer: LedgerWriter, share: Share, report: IngestReport) -> bool:
+def _claim(writer: LedgerWriter, share: Share, report: IngestReport, patience: float) -> bool:
     try:
-        writer.claim(share.partner.name)
+        writer.claim(share.partner.name, patience)
     except Busy as error:
         for pipelines in share.by_external_id.values():
             for pipeline in pipelines:

@@ -302,7 +302,7 @@ class Supervisor:
         if self._pipe is not None:
             self._close_pipe()
         with open_log(self.home / "logs" / "guardian.log") as log, _signals_blocked():
-            self._guardian = subprocess.Popen(
+            self._guardian = subprocess.Popen(  # noqa: S603 - our own module, no shell
                 [sys.executable, "-m", "chm_dagster.local.guardian", str(self.home)],
                 stdin=subprocess.PIPE,
                 stdout=log,

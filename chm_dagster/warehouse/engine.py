@@ -9,7 +9,7 @@ from sqlalchemy.engine import URL, Engine, make_url
 
 from chm_dagster.errors import ConfigError, DatabaseUnavailable
 
-__all__ = ["Engine", "database_errors", "is_passing", "make_engine"]
+__all__ = ["Engine", "database_errors", "is_lock_timeout", "is_passing", "make_engine"]
 
 # A peer that vanished without a word is noticed after about a minute, not after two hours.
 _KEEPALIVES = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
@@ -64,6 +64,12 @@ def is_passing(error: BaseException | None) -> bool:
     if state is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     return str(state).startswith(_PASSING)
+
+
+def is_lock_timeout(error: BaseException | None) -> bool:
+    """Whether a statement gave up because somebody else held a lock for too long."""
+    driver_error = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    return isinstance(driver_error, psycopg.errors.LockNotAvailable)
 
 
 def _first_line(error: BaseException | None) -> str:

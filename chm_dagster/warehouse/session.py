@@ -8,11 +8,13 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from chm_dagster.domain.runs import Observation
-from chm_dagster.errors import Busy
-from chm_dagster.warehouse.engine import database_errors
+from chm_dagster.errors import Busy, DatabaseUnavailable
+from chm_dagster.warehouse.engine import Engine, database_errors, is_lock_timeout
 from chm_dagster.warehouse.runs import Tally, Watermark, advance_watermarks, merge_runs
 
-_CLAIM = sa.text("SELECT pg_try_advisory_lock(hashtextextended('chm/connection/' || :name, 0))")
+_CLAIM = sa.text("SELECT pg_advisory_lock(hashtextextended('chm/connection/' || :name, 0))")
+PATIENCE_SECONDS = 120.0
+"""How long to wait for another ingestion of the same connection: longer than most sweeps take."""
 # A writer that hangs without a word loses its session, and with it the lock, after this long.
 _IDLE_SESSION_TIMEOUT = "10min"
 _KEEP_ALIVE_SECONDS = 60.0
@@ -25,11 +27,25 @@ class LedgerWriter:
         self._connection = connection
         self._last_used = time.monotonic()
 
-    def claim(self, connection_name: str) -> None:
-        """Become the only writer of this partner connection's runs. Raises Busy if another process is at it."""
-        with database_errors(), self._connection.begin():
-            if not self._connection.scalar(_CLAIM, {"name": connection_name}):
-                raise Busy(f"connection {connection_name} is being ingested by another process")
+    def close(self) -> None:
+        """End the session, and with it all claims."""
+        # Not back to the pool: whatever state it is in, its locks go with it.
+        self._connection.invalidate()
+        self._connection.close()
+
+    def claim(self, connection_name: str, patience: float = PATIENCE_SECONDS) -> None:
+        """Become the only writer of this partner connection's runs.
+
+        Raises Busy if another process is still at it after `patience` seconds.
+        """
+        try:
+            with database_errors(), self._connection.begin():
+                self._connection.execute(sa.text(f"SET LOCAL lock_timeout = {max(1, int(patience * 1000))}"))
+                self._connection.execute(_CLAIM, {"name": connection_name})
+        except DatabaseUnavailable as error:
+            if is_lock_timeout(error.__cause__):
+                raise Busy(f"connection {connection_name} is being ingested by another process") from None
+            raise
 
     def keep_alive(self) -> None:
         """Tell the server that this writer still lives; cheap enough to call for every page. Raises DatabaseUnavailable
@@ -61,15 +77,14 @@ class LedgerWriter:
 
 
 @contextmanager
-def ledger_writer(engine: sa.Engine) -> Iterator[LedgerWriter]:
+def ledger_writer(engine: Engine) -> Iterator[LedgerWriter]:
     """A session to write runs with. Raises DatabaseUnavailable."""
     with database_errors():
         connection = engine.connect()
+    writer = LedgerWriter(connection)
     try:
         with database_errors(), connection.begin():
             connection.execute(sa.text(f"SET idle_session_timeout = '{_IDLE_SESSION_TIMEOUT}'"))
-        yield LedgerWriter(connection)
+        yield writer
     finally:
-        # The session ends with the ingestion: closing it gives up its claims whatever state it is in.
-        connection.invalidate()
-        connection.close()
+        writer.close()

@@ -1,5 +1,6 @@
 """The use case over a scripted partner and a real database: every record is accounted for, whatever goes wrong."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,17 @@ def test_a_connection_that_is_being_ingested_shows_as_busy(engine: sa.Engine, la
     feed = FakeFeed(lambda t: told(t.external_id, record()))
     with ledger_writer(engine) as other:
         other.claim("default")
-        report = run(engine, feed, landing)
+        report = run(engine, feed, landing, patience=0.05)
     assert "being ingested by another process" in (report.pipelines["acme/orders"].error or "")
     assert feed.asked == []
+
+
+def test_an_ingestion_waits_for_the_one_before(engine: sa.Engine, landing: Landing) -> None:
+    add_pipeline(engine)
+    with ledger_writer(engine) as other:
+        other.claim("default")
+        threading.Timer(0.5, other.close).start()
+        assert counts(run(engine, FakeFeed(lambda t: told(t.external_id, record())), landing)) == {"inserted": 1}
 
 
 def test_what_landed_can_be_mapped_again_without_the_partner(engine: sa.Engine, landing: Landing) -> None:

@@ -32,6 +32,15 @@ def server(postgres: EmbeddedPostgres) -> psutil.Process:
     return psutil.Process(int((postgres.data / "postmaster.pid").read_text().split("\n")[0]))
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every account may walk into, which pytest's own are not."""
+    folder = Path(f"/tmp/chm-test-{os.getpid()}")
+    folder.mkdir(mode=0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize("version", [16, 18])
 def test_data_outlives_a_stop_and_a_start(fresh_home: Path, version: int) -> None:
     postgres = EmbeddedPostgres(fresh_home, version=version)
@@ -93,19 +102,24 @@ def test_the_callers_postgres_variables_change_nothing(home: Path, monkeypatch: 
         assert query(postgres, "SELECT 1") == 1
 
 
-def test_a_stale_pid_file_with_a_strangers_pid_heals(home: Path, stranger: "subprocess.Popen[bytes]") -> None:
+def test_a_stale_pid_file_with_a_strangers_pid_heals(home: Path) -> None:
     with EmbeddedPostgres(home).running() as postgres:
         lines = (postgres.data / "postmaster.pid").read_text().split("\n")
-        old_socket = Path(lines[4]) / f".s.PGSQL.{lines[3]}.lock"
-    (postgres.data / "postmaster.pid").write_text("\n".join([str(stranger.pid), *lines[1:]]))
-    old_socket.write_text("\n".join([str(stranger.pid), *lines[1:]]))
-    if os.geteuid() == 0:
-        owner = postgres.data.stat()
-        os.chown(postgres.data / "postmaster.pid", owner.st_uid, owner.st_gid)
-    assert not postgres.is_running()
-    with postgres.running():
-        assert query(postgres, "SELECT 1") == 1
-    assert stranger.poll() is None, "a process that is none of ours was ended"
+    owner = postgres.data.stat()
+    # Of the server's own user: of another one's process it would know by itself that it is a stranger.
+    user = owner.st_uid if os.geteuid() == 0 else None
+    stranger = subprocess.Popen(["sleep", "300"], user=user, cwd="/")
+    for path in (postgres.data / "postmaster.pid", Path(lines[4]) / f".s.PGSQL.{lines[3]}.lock"):
+        path.write_text("\n".join([str(stranger.pid), *lines[1:]]))
+        os.chown(path, owner.st_uid, owner.st_gid)
+    try:
+        assert not postgres.is_running()
+        with postgres.running():
+            assert query(postgres, "SELECT 1") == 1
+        assert stranger.poll() is None, "a process that is none of ours was ended"
+    finally:
+        stranger.kill()
+        stranger.wait()
 
 
 @pytest.mark.parametrize("content", ["", "garbage\n"])
@@ -189,10 +203,13 @@ def test_a_home_too_deep_for_a_socket_works_and_survives_a_cleaned_tmp(tmp_path:
         shutil.rmtree(folder)
 
 
-def test_a_path_that_a_url_would_misread_works(tmp_path: Path) -> None:
-    with EmbeddedPostgres(tmp_path / 'it\'s, a "home" $HOME?x=%41 é').running() as postgres:
+def test_a_path_that_a_url_would_misread_works(open_folder: Path) -> None:
+    home = open_folder / "a,'\" $HOME?%41é"
+    assert len(os.fsencode(home)) < 80, "too long a path would take the same way out"
+    with EmbeddedPostgres(home).running() as postgres:
         assert query(postgres, "SELECT 1") == 1
-        shutil.rmtree(query(postgres, "SHOW unix_socket_directories"), ignore_errors=True)  # type: ignore[call-overload]
+        sockets = Path(str(query(postgres, "SHOW unix_socket_directories")))
+    shutil.rmtree(sockets)
 
 
 def test_a_moved_home_is_found_again_running_and_stopped(home: Path, tmp_path: Path) -> None:
@@ -224,15 +241,6 @@ def test_a_copied_home_starts_beside_the_original(home: Path, tmp_path: Path) ->
 def capabilities(process: psutil.Process) -> int:
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("CapEff")), 16)
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every account may walk into, which pytest's own are not."""
-    folder = Path(f"/tmp/chm-test-{os.getpid()}")
-    folder.mkdir(mode=0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 @needs_root

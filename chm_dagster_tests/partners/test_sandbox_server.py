@@ -25,13 +25,14 @@ class Partner:
         self.http = httpx.Client(base_url=base_url, headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False)
 
     def pages(self, path: str, **query: str) -> Iterator[dict[str, Any]]:
-        while True:
+        for _ in range(200):
             answer = self.http.get(path, params=query)
             answer.raise_for_status()
             yield answer.json()
             if answer.json()["next_cursor"] is None:
                 return
             query["cursor"] = answer.json()["next_cursor"]
+        raise AssertionError("the listing does not end")
 
     def runs(self, path: str, **query: str) -> list[dict[str, Any]]:
         return [record for page in self.pages(path, **query) for record in page["runs"]]

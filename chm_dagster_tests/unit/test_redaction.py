@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chm_dagster.domain.redaction import MASK, is_count_name, is_secret_name, may_hold_secret, redact
+from chm_dagster.domain.redaction import is_count_name, is_secret_name, may_hold_secret, redact
 
 # Put together at run time, so that no scanner takes this file for a leak.
 S = "hunter2" + "Xyz"
@@ -103,7 +103,9 @@ def test_a_harmless_text_stays_as_it_is(text: str) -> None:
 pieces = st.lists(
     st.one_of(
         st.sampled_from(sorted(LEAKS)),
-        st.sampled_from(["token", "key", "pass", "=", ":", '"', "'", "\\", "{", "}", "://", "@", ",", " ", "***", "\n"]),
+        st.sampled_from(
+            ["token", "key", "pass", "=", ":", '"', "'", "\\", "{", "}", "://", "@", ",", " ", "***", "\n"]
+        ),
         st.text(max_size=6),
     ),
     max_size=12,
@@ -112,15 +114,32 @@ pieces = st.lists(
 
 @given(pieces)
 @settings(max_examples=400, deadline=None)
-def test_masking_twice_leaves_no_more_to_find_of_what_was_masked(text: str) -> None:
-    once = redact(text)
-    assert redact(once).count(MASK) <= max(once.count(MASK), 1) or not may_hold_secret(text)
-    assert once == text or may_hold_secret(text)
+def test_no_text_is_changed_that_the_cheap_test_cleared(text: str) -> None:
+    assert redact(text) == text or may_hold_secret(text)
+
+
+@pytest.mark.parametrize("text", LEAKS, ids=lambda text: text[:24].replace("\n", " "))
+def test_masking_twice_changes_nothing_more(text: str) -> None:
+    assert redact(redact(text)) == redact(text)
 
 
 @pytest.mark.parametrize(
     "piece",
-    ["://", "a://b:c", "--", "--a-", "password", "token=", 'token="', "token='\\", "bearer ", "eyJ-", "a-b.", KEY, "token=a,"],
+    [
+        "://",
+        "a://b:c",
+        "--",
+        "--a-",
+        "password",
+        "token=",
+        'token="',
+        "token='\\",
+        "bearer ",
+        "eyJ-",
+        "a-b.",
+        KEY,
+        "token=a,",
+    ],
 )
 def test_hostile_repetition_takes_linear_time(piece: str) -> None:
     text = piece * (100_000 // len(piece)) + "@ token"
@@ -131,16 +150,48 @@ def test_hostile_repetition_takes_linear_time(piece: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    "password DB_PASSWORD dbPassword pass-word passwd pwd passphrase user_pass pass secret client_secret token apiKey api-key "
-    "x-api-key API_KEY authorization auth basic_auth credential aws.credentials private_key accessKeyId dsn SENTRY_DSN "
-    "connection_string connStr conn_uri cookie Set-Cookie signing_key".split(),
+    [
+        "password",
+        "DB_PASSWORD",
+        "dbPassword",
+        "pass-word",
+        "passwd",
+        "pwd",
+        "passphrase",
+        "user_pass",
+        "pass",
+        "secret",
+        "client_secret",
+        "token",
+        "apiKey",
+        "api-key",
+        "x-api-key",
+        "API_KEY",
+        "authorization",
+        "auth",
+        "basic_auth",
+        "credential",
+        "aws.credentials",
+        "private_key",
+        "accessKeyId",
+        "dsn",
+        "SENTRY_DSN",
+        "connection_string",
+        "connStr",
+        "conn_uri",
+        "cookie",
+        "Set-Cookie",
+        "signing_key",
+    ],
 )
 def test_a_field_of_this_name_holds_a_secret(name: str) -> None:
     assert is_secret_name(name)
     assert is_secret_name(f"{'x' * 100}_{name}")
 
 
-@pytest.mark.parametrize("name", "id key status author passed bypass_count connection keyword monkey compass".split())
+@pytest.mark.parametrize(
+    "name", ["id", "key", "status", "author", "passed", "bypass_count", "connection", "keyword", "monkey", "compass"]
+)
 def test_a_field_of_this_name_is_harmless(name: str) -> None:
     assert not is_secret_name(name)
 

@@ -260,7 +260,7 @@ def test_a_second_ingestion_of_a_connection_is_told_to_wait(engine: sa.Engine) -
         one.claim("default")
         other.claim("elsewhere")
         with pytest.raises(Busy, match="default is being ingested"):
-            other.claim("default")
+            other.claim("default", patience=0.05)
     with ledger_writer(engine) as next_one:
         next_one.claim("default")
 

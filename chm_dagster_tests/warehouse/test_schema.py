@@ -74,7 +74,9 @@ def test_a_migration_gives_up_soon_when_a_table_is_locked(engine: sa.Engine, dat
 
 def test_two_migrations_at_once_wait_for_each_other(empty_database_url: str) -> None:
     # In processes of their own, as deployments are: Alembic's context is global to a process.
-    code = "import sys; from chm_dagster.warehouse import engine, schema; schema.migrate(engine.make_engine(sys.argv[1]))"
+    code = (
+        "import sys; from chm_dagster.warehouse import engine, schema; schema.migrate(engine.make_engine(sys.argv[1]))"
+    )
     command = [sys.executable, "-c", code, empty_database_url]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, cwd=schema.MIGRATIONS.parent) for _ in range(3)]
     for process in processes:
