@@ -28,10 +28,11 @@ class LedgerWriter:
         self._last_used = time.monotonic()
 
     def close(self) -> None:
-        """End the session, and with it all claims."""
-        # Not back to the pool: whatever state it is in, its locks go with it.
-        self._connection.invalidate()
-        self._connection.close()
+        """End the session, and with it all claims. Closing it again changes nothing."""
+        if not self._connection.closed:
+            # Not back to the pool: whatever state it is in, its locks go with it.
+            self._connection.invalidate()
+            self._connection.close()
 
     def claim(self, connection_name: str, patience: float = PATIENCE_SECONDS) -> None:
         """Become the only writer of this partner connection's runs.

@@ -252,7 +252,7 @@ def test_only_a_failed_or_canceled_run_has_an_error(status: str, kept: bool) -> 
 def test_an_error_is_masked_cleaned_and_capped() -> None:
     message = observe(status="failed", error_message="a\0 password=hunter2 " + "x" * 1_000_000).error_message or ""
     assert message.startswith("a� password=*** x")
-    assert message.endswith("x... (1000015 characters in all)")
+    assert message.endswith("x... (1000016 characters in all)")
     assert len(message.encode()) <= 8_000
 
 
@@ -331,8 +331,10 @@ scalars = (
     | st.integers()
     | st.floats()
     | any_text
+    # Made by map: Hypothesis shows what it samples from, and Python refuses to write this number out.
+    | st.just(5_000).map(lambda digits: 10**digits)
     | st.sampled_from(
-        [10**5_000, 2**63, 2**31, "\0", "\ud800", "x" * 70_000, "é" * 9_000, START, FINISH, "9999-12-31T23:59:59-12:00"]
+        [2**63, 2**31, "\0", "\ud800", "x" * 70_000, "é" * 9_000, START, FINISH, "9999-12-31T23:59:59-12:00"]
     )
 )
 anything = st.recursive(
