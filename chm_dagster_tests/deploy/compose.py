@@ -1,0 +1,215 @@
+"""What CHM's compose file must keep to, beyond what the official schema can say. Each rule lists what breaks it."""
+
+import copy
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from chm_dagster import settings
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE = ROOT / "docker-compose.yml"
+DOCKERFILE = ROOT / "deploy" / "Dockerfile"
+EXAMPLE = ROOT / "deploy" / "compose.env.example"
+
+Compose = dict[str, Any]
+Rule = Callable[[Compose], list[str]]
+
+SECRET = re.compile(r"PASSWORD|TOKEN|SECRET|CREDENTIAL|API_KEY")
+REFERENCE = re.compile(r"\$\{(\w+)(?:(:?[-?+])([^}]*))?\}|\$(\w+)")
+PINNED = re.compile(r"(?P<name>[\w./-]+):(?P<tag>v?\d+\.\d+[\w.+-]*)(@sha256:[0-9a-f]{64})?")
+OTHERS_VARIABLES = {"DAGSTER_HOME", "PGPASSWORD", "POSTGRES_PASSWORD", "POSTGRES_INITDB_ARGS"}
+"""Names that other programs read: Dagster, libpq, the Postgres image."""
+
+
+def load() -> Compose:
+    """The compose file, with its anchors and merges resolved; a copy that may be spoiled."""
+    loaded: Compose = copy.deepcopy(yaml.safe_load(COMPOSE.read_text(encoding="utf-8")))
+    return loaded
+
+
+def services(compose: Compose) -> Mapping[str, dict[str, Any]]:
+    found: Mapping[str, dict[str, Any]] = compose["services"]
+    return found
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every string of a document, wherever it stands."""
+    if isinstance(value, dict):
+        for part in value.values():
+            yield from strings(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from strings(part)
+    elif isinstance(value, str):
+        yield value
+
+
+def references(compose: Compose) -> Iterator[tuple[str, str, str]]:
+    """Variables that whoever starts it may set: name, operator (`:?`, `:-`, empty) and what stands behind it."""
+    for text in strings(compose):
+        for name, operator, rest, bare in REFERENCE.findall(text.replace("$$", "")):
+            yield name or bare, operator, rest
+
+
+# --- rules -------------------------------------------------------------------------------------------------------------
+
+
+def secrets_with_defaults(compose: Compose) -> list[str]:
+    """Secrets come from whoever starts it, and nothing starts without them."""
+    weak = [n for n, operator, _ in references(compose) if SECRET.search(n) and operator != ":?"]
+    literal = [
+        f"{service}: {name}"
+        for service, spec in services(compose).items()
+        for name, value in spec.get("environment", {}).items()
+        if SECRET.search(name) and not re.fullmatch(r"\$\{\w+:\?[^}]*\}", str(value))
+    ]
+    return [*weak, *literal]
+
+
+def passwords_in_urls(compose: Compose) -> list[str]:
+    """A password in a URL ends in logs; PGPASSWORD beside it does not."""
+    return [text for text in strings(compose) if re.search(r"://[^/@\s]*:[^/@\s]+@", text)]
+
+
+def ports_beyond_loopback(compose: Compose) -> list[str]:
+    """Nothing is published but on this machine's loopback."""
+    return [
+        f"{name}: {port}"
+        for name, spec in services(compose).items()
+        for port in spec.get("ports", [])
+        if not (port.get("host_ip") if isinstance(port, dict) else str(port)).startswith("127.0.0.1")
+    ]
+
+
+def images_that_float(compose: Compose) -> list[str]:
+    """Every image is pinned to a version."""
+    images = {name: str(spec.get("image", "")) for name, spec in services(compose).items()}
+    return [f"{name}: {image or 'no image'}" for name, image in images.items() if not PINNED.fullmatch(image)]
+
+
+def soft_containers(compose: Compose) -> list[str]:
+    """No root, no capability, nothing writable but volumes, bounded memory and processes."""
+    return [f"{name}: {what}" for name, spec in services(compose).items() for what in _soft(spec)]
+
+
+def _soft(spec: Mapping[str, Any]) -> Iterator[str]:
+    if spec.get("read_only") is not True:
+        yield "read_only"
+    if spec.get("cap_drop") != ["ALL"] or spec.get("cap_add"):
+        yield "cap_drop"
+    if "no-new-privileges:true" not in spec.get("security_opt", []):
+        yield "no-new-privileges"
+    if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", str(spec.get("user", ""))):
+        yield "user"
+    for name in ("mem_limit", "pids_limit"):
+        if not spec.get(name):
+            yield name
+    if spec.get("privileged") or any(spec.get(n) == "host" for n in ("network_mode", "pid", "ipc", "userns_mode")):
+        yield "shares the host"
+    if any("docker.sock" in text for text in strings(spec.get("volumes", []))):
+        yield "docker.sock"
+
+
+def broken_dependencies(compose: Compose) -> list[str]:
+    """Who waits for whom: everybody exists, tells when he is ready, and nobody waits for himself in the end."""
+    problems = []
+    for name, spec in services(compose).items():
+        for other, how in spec.get("depends_on", {}).items():
+            target = services(compose).get(other)
+            if target is None:
+                problems.append(f"{name} waits for {other}, which is not there")
+            elif how["condition"] == "service_healthy" and "healthcheck" not in target:
+                problems.append(f"{name} waits for the health of {other}, which has no healthcheck")
+            elif how["condition"] == "service_completed_successfully" and target.get("restart") != "no":
+                problems.append(f"{name} waits for the end of {other}, which is restarted")
+    return problems or _circles(compose)
+
+
+def _circles(compose: Compose) -> list[str]:
+    left = {name: set(spec.get("depends_on", {})) for name, spec in services(compose).items()}
+    while free := [name for name, needs in left.items() if not needs]:
+        for name in free:
+            del left[name]
+        for needs in left.values():
+            needs.difference_update(free)
+    return [f"{name} waits in a circle" for name in left]
+
+
+def loose_ends(compose: Compose) -> list[str]:
+    """Volumes and networks are defined and used; what is mounted from the repository is there, and read-only."""
+    problems = []
+    used: dict[str, set[str]] = {"volumes": set(), "networks": set()}
+    for name, spec in services(compose).items():
+        used["networks"].update(spec.get("networks", []))
+        if not spec.get("networks"):
+            problems.append(f"{name} is on the default network")
+        for source, *rest in (str(volume).split(":") for volume in spec.get("volumes", [])):
+            if not source.startswith("."):
+                used["volumes"].add(source)
+            elif not (ROOT / source).exists() or rest[1:] != ["ro"]:
+                problems.append(f"{name} mounts {source}")
+    for kind, names in used.items():
+        problems.extend(f"{kind}: {name}" for name in names ^ set(compose.get(kind, {})))
+    return problems
+
+
+def unknown_variables(compose: Compose) -> list[str]:
+    """What is set is a setting of CHM, or is read by somebody known."""
+    return [
+        f"{service}: {name}"
+        for service, spec in services(compose).items()
+        for name in spec.get("environment", {})
+        if name not in settings.KNOWN | OTHERS_VARIABLES
+    ]
+
+
+def unexplained_variables(compose: Compose) -> list[str]:
+    """What may be set is in the example file, as a comment where it is optional; and nothing else is in there."""
+    wanted = {name: operator == ":?" for name, operator, _ in references(compose)}
+    lines = re.findall(r"^(# )?([A-Z][A-Z0-9_]+)=", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE)
+    explained = {name: not comment for comment, name in lines}
+    return sorted(name for name in wanted | explained if wanted.get(name) is not explained.get(name))
+
+
+def drivers_by_chance(compose: Compose) -> list[str]:
+    """Dagster's storage speaks psycopg 2 alone, and SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3."""
+    return [
+        f"{service}: {url}"
+        for service, spec in services(compose).items()
+        if (url := spec.get("environment", {}).get(settings.DAGSTER_DATABASE_URL))
+        and not url.startswith("postgresql+psycopg2://")
+    ]
+
+
+def commands(compose: Compose) -> Iterator[tuple[str, list[str]]]:
+    """Every program that a service of our image starts, health checks included: service and words."""
+    for name, spec in services(compose).items():
+        if "build" not in spec:
+            continue
+        words = [str(word) for word in spec["command"]]
+        if words[0] == "sh":
+            yield from ((name, shlex.split(part)) for part in words[-1].split(";"))
+        else:
+            yield name, words
+        health = spec.get("healthcheck", {}).get("test", ["CMD"])
+        if health[1:]:
+            yield name, [str(word) for word in health[1:]]
+
+
+RULES: tuple[Rule, ...] = (
+    secrets_with_defaults,
+    passwords_in_urls,
+    ports_beyond_loopback,
+    images_that_float,
+    soft_containers,
+    broken_dependencies,
+    loose_ends,
+    unknown_variables,
+    unexplained_variables,
+    drivers_by_chance,
+)

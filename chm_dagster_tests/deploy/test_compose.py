@@ -1,0 +1,180 @@
+"""docker-compose.yml, held to the official schema and to what a schema cannot say. No engine is needed."""
+
+import importlib.util
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from chm_dagster.cli.main import app
+from chm_dagster_tests.deploy import compose as rules
+from chm_dagster_tests.deploy.compose import ROOT, Compose, Rule, commands, load, services
+
+PROGRAMS = Path(sys.executable).parent
+
+
+def schema_says(path: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(PROGRAMS / "check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(path)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_compose_file_is_of_the_official_schema() -> None:
+    result = schema_says(rules.COMPOSE)
+    assert result.returncode == 0, result.stdout
+
+
+def test_the_official_schema_notices_a_misspelled_key(tmp_path: Path) -> None:
+    spoiled = tmp_path / "docker-compose.yml"
+    spoiled.write_text(rules.COMPOSE.read_text().replace("cap_drop:", "cap_dorp:"))
+    assert schema_says(spoiled).returncode == 1
+
+
+@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.__name__)
+def test_the_compose_file_keeps_the_rule(rule: Rule) -> None:
+    assert rule(load()) == []
+
+
+def put(*path: str, value: Any) -> Callable[[Compose], None]:
+    """Spoil one place of the file; None takes it away."""
+
+    def spoil(compose: Compose) -> None:
+        *way, last = path
+        for name in way:
+            compose = compose[name]
+        if value is None:
+            del compose[last]
+        else:
+            compose[last] = value
+
+    return spoil
+
+
+def of(service: str, *path: str, value: Any) -> Callable[[Compose], None]:
+    return put("services", service, *path, value=value)
+
+
+OPEN_END = "${CHM_POSTGRES_PASSWORD:-postgres}"
+SPOILED: list[tuple[Rule, Callable[[Compose], None]]] = [
+    (rules.secrets_with_defaults, of("postgres", "environment", "POSTGRES_PASSWORD", value=OPEN_END)),
+    (rules.secrets_with_defaults, of("code", "environment", "CHM_PARTNER_API_TOKEN", value="secret")),
+    (rules.secrets_with_defaults, of("code", "command", value=["sh", "-c", "echo $CHM_PARTNER_API_TOKEN"])),
+    (rules.passwords_in_urls, of("code", "environment", "CHM_DATABASE_URL", value="postgresql://chm:pw@postgres/chm")),
+    (rules.ports_beyond_loopback, of("webserver", "ports", value=["3000:3000"])),
+    (rules.ports_beyond_loopback, of("webserver", "ports", value=["0.0.0.0:3000:3000"])),
+    (rules.ports_beyond_loopback, of("webserver", "ports", value=[{"target": 3000, "host_ip": "0.0.0.0"}])),
+    (rules.images_that_float, of("postgres", "image", value="postgres")),
+    (rules.images_that_float, of("postgres", "image", value="postgres:latest")),
+    (rules.images_that_float, of("postgres", "image", value="postgres:18")),
+    (rules.images_that_float, of("postgres", "image", value=None)),
+    (rules.soft_containers, of("daemon", "read_only", value=False)),
+    (rules.soft_containers, of("daemon", "cap_drop", value=["NET_RAW"])),
+    (rules.soft_containers, of("daemon", "cap_add", value=["SYS_ADMIN"])),
+    (rules.soft_containers, of("daemon", "user", value="0:0")),
+    (rules.soft_containers, of("daemon", "user", value=None)),
+    (rules.soft_containers, of("daemon", "security_opt", value=[])),
+    (rules.soft_containers, of("daemon", "mem_limit", value=None)),
+    (rules.soft_containers, of("daemon", "privileged", value=True)),
+    (rules.soft_containers, of("daemon", "network_mode", value="host")),
+    (rules.soft_containers, of("daemon", "volumes", value=["/var/run/docker.sock:/var/run/docker.sock"])),
+    (rules.broken_dependencies, of("daemon", "depends_on", value={"cod": {"condition": "service_healthy"}})),
+    (rules.broken_dependencies, of("daemon", "depends_on", value={"migrate": {"condition": "service_healthy"}})),
+    (rules.broken_dependencies, of("migrate", "restart", value="always")),
+    (rules.broken_dependencies, of("postgres", "depends_on", value={"webserver": {"condition": "service_healthy"}})),
+    (rules.loose_ends, of("daemon", "volumes", value=["dagster-strage:/opt/dagster/home/storage"])),
+    (rules.loose_ends, of("daemon", "volumes", value=["./dagster.yml:/opt/dagster/home/dagster.yaml:ro"])),
+    (rules.loose_ends, of("daemon", "volumes", value=["./dagster.yaml:/opt/dagster/home/dagster.yaml"])),
+    (rules.loose_ends, of("daemon", "networks", value=["date"])),
+    (rules.loose_ends, of("daemon", "networks", value=None)),
+    (rules.loose_ends, put("volumes", "forgotten", value={})),
+    (rules.unknown_variables, of("code", "environment", "CHM_DATABSE_URL", value="x")),
+    (rules.unexplained_variables, of("code", "environment", "CHM_SWEEP_CRON", value="${SWEEP:-x}")),
+    (rules.unexplained_variables, of("code", "environment", "CHM_SWEEP_CRON", value="${CHM_SWEEP_CRON:?which}")),
+    (rules.drivers_by_chance, of("daemon", "environment", "CHM_DAGSTER_DATABASE_URL", value="postgresql://chm@p/d")),
+]
+
+
+@pytest.mark.parametrize(("rule", "spoil"), SPOILED, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_spoiled_file_breaks_the_rule(rule: Rule, spoil: Callable[[Compose], None]) -> None:
+    compose = load()
+    spoil(compose)
+    assert rule(compose)
+
+
+def test_every_rule_was_seen_broken() -> None:
+    assert {rule for rule, _ in SPOILED} == set(rules.RULES)
+
+
+# --- what the services start is there ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("service", "words"), commands(load()), ids=lambda v: v if isinstance(v, str) else v[0])
+def test_every_command_names_programs_modules_and_files_that_exist(service: str, words: list[str]) -> None:
+    assert (PROGRAMS / words[0]).exists(), f"{service}: no program {words[0]} in the image"
+    if words[0] == "chm":
+        assert words[1] in typer.main.get_command(app).commands, f"{service}: no such command"  # type: ignore[attr-defined]
+    for option, value in itertools.pairwise(words):
+        if option in ("-m", "--module-name"):
+            assert importlib.util.find_spec(value), f"{service}: no module {value}"
+    for word in words:
+        if word.startswith("/app/"):
+            assert (ROOT / word.removeprefix("/app/")).is_file(), f"{service}: no file {word}"
+
+
+def test_every_service_of_ours_starts_something() -> None:
+    ours = {name for name, spec in services(load()).items() if "build" in spec}
+    assert ours == {service for service, _ in commands(load())} and len(ours) > 3
+
+
+def test_dagster_finds_its_instance_and_its_database_wherever_it_runs() -> None:
+    for name, spec in services(load()).items():
+        environment = spec.get("environment", {})
+        if "DAGSTER_HOME" in environment:
+            mount = f"./dagster.yaml:{environment['DAGSTER_HOME']}/dagster.yaml:ro"
+            assert mount in spec["volumes"], name
+            for variable in named_by_dagster_yaml():
+                assert variable in environment, name
+
+
+def named_by_dagster_yaml() -> list[str]:
+    """The variables that the instance's configuration reads."""
+
+    def find(value: Any) -> list[str]:
+        if isinstance(value, dict):
+            own = [str(value["env"])] if set(value) == {"env"} else []
+            return own + [name for part in value.values() for name in find(part)]
+        return [name for part in value for name in find(part)] if isinstance(value, list) else []
+
+    names = find(yaml.safe_load((ROOT / "dagster.yaml").read_text(encoding="utf-8")))
+    assert names
+    return names
+
+
+# --- the workspaces ------------------------------------------------------------------------------------------------------
+
+
+def location(file: str, kind: str) -> dict[str, Any]:
+    """The one code location of a workspace file."""
+    (entry,) = yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))["load_from"]
+    found: dict[str, Any] = entry[kind]
+    return found
+
+
+def test_the_workspace_names_a_module_and_the_location_that_the_containers_use_too() -> None:
+    local = location("workspace.yaml", "python_module")
+    remote = location("deploy/workspace.compose.yaml", "grpc_server")
+    assert importlib.util.find_spec(local["module_name"])
+    assert local["location_name"] == remote["location_name"]
+
+
+def test_the_containers_workspace_points_at_the_code_server() -> None:
+    remote = location("deploy/workspace.compose.yaml", "grpc_server")
+    words = services(load())[remote["host"]]["command"]
+    assert words[:3] == ["dagster", "code-server", "start"]
+    assert words[words.index("--port") + 1] == str(remote["port"])
+    assert words[words.index("--module-name") + 1] == location("workspace.yaml", "python_module")["module_name"]
