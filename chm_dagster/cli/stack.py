@@ -58,7 +58,9 @@ class Stack:
             link.unlink(missing_ok=True)
             link.symlink_to(ROOT / "dagster.yaml")
         env = ROOT / ".env"
-        if self.settings.database_url is None and (not env.exists() or env.read_text().startswith(_ENV_HEADER)):
+        # Only for a home of this checkout: another one's must not take the file over.
+        own = self.settings.database_url is None and self.settings.home.is_relative_to(ROOT)
+        if own and (not env.exists() or env.read_text().startswith(_ENV_HEADER)):
             lines = [f"{name}='{value}'" for name, value in self.own_environment().items()]
             write_private(env, "\n".join([_ENV_HEADER, *lines, ""]))
 

@@ -1,0 +1,181 @@
+"""`chm up` as a person starts it: a process of its own, from an empty home to a served Dagster UI, and back."""
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from chm_dagster.cli.stack import ROOT
+
+READY = "Ctrl-C stops all of it."
+STATE = """{
+  assetNodeOrError(assetKey: {path: ["runs"]}) { ... on AssetNode { partitionStats { numMaterialized numPartitions } } }
+  runsOrError(limit: 50) { ... on Runs { results { status tags { key value } } } }
+  instance { daemonHealth { allDaemonStatuses { daemonType healthy required } } }
+}"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Up:
+    """A running `chm up`, its output read along."""
+
+    def __init__(self, home: Path, ports: dict[str, int]) -> None:
+        # Every minute, so that a test can see the schedule tick by itself.
+        own = {"CHM_HOME": str(home), "CHM_SWEEP_CRON": "* * * * *", **{name: str(p) for name, p in ports.items()}}
+        self.environment = {**os.environ, **own}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "chm_dagster.cli.main", "up"],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self._queue: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        with self.process.stdout:
+            for line in self.process.stdout:
+                self._queue.put(line)
+        self._queue.put(None)
+
+    def wait_for(self, text: str, seconds: float = 150) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            line = self._queue.get(timeout=max(0.1, deadline - time.monotonic()))
+            assert line is not None, "chm up ended:\n" + "".join(self.lines)
+            self.lines.append(line)
+            if text in line:
+                return
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def ports() -> dict[str, int]:
+    return {name: free_port() for name in ("CHM_UI_PORT", "CHM_API_PORT", "CHM_SANDBOX_PORT")}
+
+
+@pytest.fixture
+def up(tmp_path: Path, ports: dict[str, int]) -> Iterator[Callable[[], Up]]:
+    """Starts `chm up` on one and the same home, however often it is called."""
+    started: list[Up] = []
+
+    def start() -> Up:
+        started.append(Up(tmp_path / "home", ports))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+
+
+def state(port: int) -> dict[str, Any]:
+    answer = httpx.post(f"http://127.0.0.1:{port}/graphql", json={"query": STATE}, timeout=30, trust_env=False).json()
+    assert "errors" not in answer, answer
+    data: dict[str, Any] = answer["data"]
+    return data
+
+
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(home) in " ".join([*process.cmdline(), process.environ().get("CHM_HOME", ""), process.cwd()]):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [p for p in found if p.pid != os.getpid()]
+
+
+def swept_by_schedule(port: int) -> bool:
+    return any(
+        run["status"] == "SUCCESS" and {"key": "dagster/schedule_name", "value": "sweep"} in run["tags"]
+        for run in state(port)["runsOrError"]["results"]
+    )
+
+
+@pytest.mark.slow
+def test_from_an_empty_home_to_a_ticking_schedule_and_back_and_on(
+    up: Callable[[], Up], ports: dict[str, int], tmp_path: Path
+) -> None:
+    home, ui = tmp_path / "home", ports["CHM_UI_PORT"]
+
+    first = up()
+    first.wait_for(READY)
+    assert "inserted" in "".join(first.lines)
+    stats = state(ui)["assetNodeOrError"]["partitionStats"]
+    assert stats["numPartitions"] == stats["numMaterialized"] == 24
+    assert until(lambda: swept_by_schedule(ui), 150), "the schedule did not tick by itself"
+    daemons = state(ui)["instance"]["daemonHealth"]["allDaemonStatuses"]
+    assert all(daemon["healthy"] for daemon in daemons if daemon["required"])
+
+    second = subprocess.run(
+        [sys.executable, "-m", "chm_dagster.cli.main", "up"],
+        env=first.environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert second.returncode == 2
+    assert len(second.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in second.stderr + second.stdout
+
+    assert first.stop() == 0
+    assert until(lambda: processes_of(home) == [], 20), processes_of(home)
+
+    again = up()
+    again.wait_for(READY)
+    assert "inventory was empty" not in "".join(again.lines), "the second start did not go on where the first stopped"
+    again.process.kill()
+    assert until(lambda: processes_of(home) == [], 30), f"orphans after kill -9: {processes_of(home)}"
+
+    third = up()
+    third.wait_for(READY)
+    # The moment after the last line, Ctrl-C may still count as one during the start.
+    assert third.stop() in (0, 130)
+    assert until(lambda: processes_of(home) == [], 20), processes_of(home)
+
+
+def test_a_port_in_use_is_one_line_that_names_the_setting(tmp_path: Path, ports: dict[str, int]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", ports["CHM_UI_PORT"]))
+        other.listen()
+        one = Up(tmp_path / "home", ports)
+        assert one.process.wait(60) == 2
+    one.wait_for("set CHM_UI_PORT to a free one")
+    assert not any("Traceback" in line for line in one.lines)
+    assert processes_of(tmp_path / "home") == []
