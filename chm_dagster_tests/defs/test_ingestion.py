@@ -75,6 +75,18 @@ def test_in_a_sweep_a_failed_pipeline_is_red_and_the_run_too_while_health_goes_o
     assert deployment.statuses("runs")["acme/b"] == "MATERIALIZED"
 
 
+def test_a_partition_is_red_no_longer_once_its_partner_answers_again_even_without_news(deployment: Deployment) -> None:
+    deployment.sweep()
+    deployment.says(b_fails)
+    deployment.sweep()
+    assert deployment.statuses("runs")["acme/b"] == "FAILED"
+    deployment.says(lambda t: told(t.external_id, record()))
+    again = deployment.sweep()
+    for asset in ASSETS:
+        assert deployment.statuses(asset)["acme/b"] == "MATERIALIZED"
+    assert [p for p in materialized(again, "runs") if p] == ["acme/b"]
+
+
 def test_in_a_chosen_range_a_failed_pipeline_is_red_and_its_neighbours_green(deployment: Deployment) -> None:
     deployment.says(b_fails)
     result = deployment.choose("acme/a", "acme/c")

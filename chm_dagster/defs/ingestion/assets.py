@@ -7,7 +7,14 @@ from pathlib import Path
 import dagster as dg
 import orjson
 
-from chm_dagster.defs.ingestion.events import RUNS, STEPS, metadata, report_failed_partitions, report_partition
+from chm_dagster.defs.ingestion.events import (
+    RUNS,
+    STEPS,
+    failed_partitions,
+    metadata,
+    report_failed_partitions,
+    report_partition,
+)
 from chm_dagster.defs.partitions import pipelines_partitions
 from chm_dagster.errors import ChmError
 from chm_dagster.ingestion.ingest import Progress, ingest, remap, silent
@@ -133,9 +140,13 @@ def _chosen_partitions(context: dg.AssetExecutionContext, report: IngestReport) 
 
 
 def _swept_partitions(context: dg.AssetExecutionContext, report: IngestReport) -> None:
-    """A sweep: only pipelines with news get an event; ten thousand times "nothing new" would drown the log."""
+    """A sweep: only pipelines with news get an event; ten thousand times "nothing new" would drown the log.
+
+    A pipeline that can be read again is news: its partition must not stay red.
+    """
+    red = failed_partitions(context)
     for outcome in report.pipelines.values():
-        if outcome.error is None and outcome.has_news:
+        if outcome.error is None and (outcome.has_news or outcome.key in red):
             report_partition(context, outcome)
     report_failed_partitions(context, [o.key for o in report.failed])
 

@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
 
+from chm_dagster.defs.partitions import pipelines_partitions
 from chm_dagster.ingestion.report import PipelineReport
 
 RUNS = "runs"
@@ -37,6 +38,13 @@ def report_partition(context: dg.AssetExecutionContext, outcome: PipelineReport)
     for step in STEPS:
         event = dg.AssetMaterialization(step, partition=outcome.key, metadata=metadata(step, outcome))
         context.log_event(event)
+
+
+def failed_partitions(context: dg.AssetExecutionContext) -> set[str]:
+    """Keys that show as failed in the grid now."""
+    keys = context.instance.get_dynamic_partitions("pipelines")
+    statuses = context.instance.get_status_by_partition(dg.AssetKey(RUNS), keys, pipelines_partitions) or {}
+    return {key for key, status in statuses.items() if status is not None and status.value == "FAILED"}
 
 
 def report_failed_partitions(context: dg.AssetExecutionContext, keys: Sequence[str]) -> None:
