@@ -20,12 +20,17 @@ class ConfigError(ChmError):
 
 
 class InputError(ChmError):
-    """A value was refused. `field` names it, `issue` says what would be accepted."""
+    """A value was refused. `field` names it, `issue` says what would be accepted.
 
-    def __init__(self, field: str, issue: str) -> None:
-        super().__init__(f"{field}: {issue}")
+    `details` lists all (field, issue) pairs where several values were refused at once; the first is `field`, `issue`.
+    """
+
+    def __init__(self, field: str, issue: str, *others: tuple[str, str]) -> None:
+        more = f" (and {len(others)} more: {', '.join(name for name, _ in others)})" if others else ""
+        super().__init__(f"{field}: {issue}{more}")
         self.field = field
         self.issue = issue
+        self.details = ((field, issue), *others)
 
 
 class NotFound(ChmError):
@@ -39,6 +44,7 @@ class Conflict(ChmError):
         super().__init__(f"{field}: {issue}")
         self.field = field
         self.issue = issue
+        self.details = ((field, issue),)
 
 
 class Busy(ChmError):

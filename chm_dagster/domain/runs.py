@@ -72,6 +72,30 @@ class Observation:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """One execution of a pipeline, as it stands in the ledger. Times are aware and in UTC."""
+
+    id: UUID
+    pipeline_id: UUID
+    external_run_id: str
+    status: RunStatus
+    started_at: datetime | None
+    finished_at: datetime | None
+    duration_seconds: float | None
+    rows_processed: int | None
+    error_message: str | None
+    status_reason: str | None
+    source_url: str | None
+    payload: dict[str, Any]
+    attempt: int
+    source_version: datetime | None
+    observed_at: datetime
+    ingested_at: datetime
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Rejection:
     """A record that is not a run. `reason` names the field and what was wrong; `record` is the raw record, kept."""
 

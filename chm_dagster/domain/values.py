@@ -85,7 +85,7 @@ def run_id(value: object, field: str = "id") -> str:
     if value is None:
         raise InputError(field, "missing; every run needs one")
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(field, f"{_kind(value)}; send a string or an integer")
+        raise InputError(field, f"{kind(value)}; send a string or an integer")
     # 512 digits have at most 1,701 bits; the digits of a larger one are refused by Python itself.
     if value.bit_length() > 1_701 or len(digits := str(value)) > MAX_RUN_ID_CHARS:
         raise InputError(field, f"longer than {MAX_RUN_ID_CHARS} digits; send a shorter one")
@@ -101,7 +101,7 @@ def parse_time(value: object, field: str, latest: datetime) -> datetime | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise InputError(field, f"{_kind(value)}; {_ISO_WANTED}")
+        raise InputError(field, f"{kind(value)}; {_ISO_WANTED}")
     match = _ISO.fullmatch(value)
     if match is None or match[1] is None:
         naive = match is not None or _NAIVE.fullmatch(value) is not None
@@ -126,7 +126,7 @@ def parse_epoch(value: object, unit: Literal["s", "ms", "us"], field: str, lates
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 20:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(field, f"{_kind(value)}; send a number since 1970-01-01T00:00:00Z")
+        raise InputError(field, f"{kind(value)}; send a number since 1970-01-01T00:00:00Z")
     try:
         scaled = value * _EPOCH_UNITS[unit]
         moment = _EPOCH + timedelta(microseconds=scaled if isinstance(scaled, int) else round(scaled))
@@ -143,7 +143,8 @@ def _believable(moment: datetime, field: str, latest: datetime) -> datetime:
     return moment
 
 
-def _kind(value: object) -> str:
+def kind(value: object) -> str:
+    """What a value is, in the words of a message: `a boolean`, `a number`, `a list`, `an object`, `not a text`."""
     if isinstance(value, bool):
         return "a boolean"
     if isinstance(value, int | float):

@@ -7,7 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from chm_dagster.domain.inventory import Environment, PipelineType, Platform
+from chm_dagster.domain.inventory import SLUG_PATTERN, Environment, PipelineType, Platform
+from chm_dagster.domain.rules import Channel, RuleType
 from chm_dagster.domain.runs import MAX_ERROR_BYTES, MAX_RUN_ID_CHARS, RunStatus
 
 metadata = sa.MetaData(
@@ -19,17 +20,6 @@ metadata = sa.MetaData(
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     }
 )
-
-RULE_TYPES = (
-    "on_failure",
-    "failures_in_window",
-    "consecutive_failures",
-    "no_success_in_window",
-    "running_too_long",
-    "missed_run",
-)
-CHANNELS = ("slack", "email", "webhook")
-SLUG_PATTERN = "^[a-z0-9]+(-[a-z0-9]+)*$"
 
 
 def one_of(column: str, values: Iterable[str | StrEnum]) -> str:
@@ -258,8 +248,8 @@ alert_rules = sa.Table(
     _time("muted_until", "No notification before this"),
     *_stamps(),
     _check("client_id IS NOT NULL OR pipeline_id IS NOT NULL", "has_scope"),
-    _check(one_of("rule_type", RULE_TYPES), "rule_type_known"),
-    _check(one_of("channel", CHANNELS), "channel_known"),
+    _check(one_of("rule_type", RuleType), "rule_type_known"),
+    _check(one_of("channel", Channel), "channel_known"),
     _check(trimmed("destination", 500), "destination_trimmed"),
     _check("threshold > 0", "threshold_positive"),
     _check("window_minutes > 0", "window_minutes_positive"),

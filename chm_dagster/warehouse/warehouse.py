@@ -1,0 +1,25 @@
+"""CHM's database as one object: everything that people and programs keep in it or ask of it."""
+
+from typing import Any
+
+from chm_dagster.warehouse.clients import Clients
+from chm_dagster.warehouse.contract import ask
+from chm_dagster.warehouse.engine import Engine
+from chm_dagster.warehouse.pipelines import Pipelines
+
+
+class Warehouse:
+    """Clients, pipelines, runs and rules over one engine. It connects when it is first used."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.clients = Clients(engine)
+        self.pipelines = Pipelines(engine)
+
+    def ask(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
+        """The rows of a named query of `contracts/dashboard-queries.sql`. Raises DatabaseUnavailable."""
+        return ask(self.engine, name, **parameters)
+
+    def close(self) -> None:
+        """Close the connections that nobody is using."""
+        self.engine.dispose()
