@@ -5,6 +5,8 @@ Entry points call `Settings.from_env(os.environ)` once and pass the values on. N
 
 import dataclasses
 import difflib
+import ipaddress
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,7 +19,9 @@ HOME = "CHM_HOME"
 DATABASE_URL = "CHM_DATABASE_URL"
 DAGSTER_DATABASE_URL = "CHM_DAGSTER_DATABASE_URL"
 UI_PORT = "CHM_UI_PORT"
+API_HOST = "CHM_API_HOST"
 API_PORT = "CHM_API_PORT"
+API_TOKEN = "CHM_API_TOKEN"  # noqa: S105 - the name of a variable, not a token
 SANDBOX_PORT = "CHM_SANDBOX_PORT"
 SWEEP_CRON = "CHM_SWEEP_CRON"
 PARTNERS_FILE = "CHM_PARTNERS_FILE"
@@ -30,7 +34,9 @@ KNOWN = frozenset(
         DATABASE_URL,
         DAGSTER_DATABASE_URL,
         UI_PORT,
+        API_HOST,
         API_PORT,
+        API_TOKEN,
         SANDBOX_PORT,
         SWEEP_CRON,
         PARTNERS_FILE,
@@ -48,7 +54,9 @@ class Settings:
     database_url: str | None = dataclasses.field(default=None, repr=False)
     dagster_database_url: str | None = dataclasses.field(default=None, repr=False)
     ui_port: int = 3000
+    api_host: str = "127.0.0.1"
     api_port: int = 8000
+    api_token: str | None = dataclasses.field(default=None, repr=False)
     sandbox_port: int = 8900
     sweep_cron: str = "*/5 * * * *"
     partners_file: Path | None = None
@@ -67,7 +75,9 @@ class Settings:
             database_url=reader.url(DATABASE_URL, ("postgresql", "postgresql+psycopg", "postgres")),
             dagster_database_url=reader.url(DAGSTER_DATABASE_URL, ("postgresql", "postgresql+psycopg2", "postgres")),
             ui_port=reader.port(UI_PORT, 3000),
+            api_host=reader.host(API_HOST, "127.0.0.1"),
             api_port=reader.port(API_PORT, 8000),
+            api_token=reader.token(API_TOKEN),
             sandbox_port=reader.port(SANDBOX_PORT, 8900),
             sweep_cron=reader.cron(SWEEP_CRON, "*/5 * * * *"),
             partners_file=reader.path(PARTNERS_FILE),
@@ -75,6 +85,7 @@ class Settings:
             partner_api_token=reader.text(PARTNER_API_TOKEN),
         )
         reader.pair(DATABASE_URL, DAGSTER_DATABASE_URL)
+        reader.guarded(settings.api_host)
         reader.finish()
         return settings
 
@@ -121,6 +132,31 @@ class _Reader:
             self._problems.append(f"{name} is not a port number from 1 to 65535")
             return default
         return int(value)
+
+    def host(self, name: str, default: str) -> str:
+        value = self.text(name)
+        if value is None or value == "localhost":
+            return value or default
+        try:
+            return str(ipaddress.ip_address(value.strip("[]")))
+        except ValueError:
+            self._problems.append(f"{name} is not an IP address to listen on, such as 127.0.0.1 or 0.0.0.0")
+            return default
+
+    def token(self, name: str) -> str | None:
+        value = self.text(name)
+        if value is not None and re.fullmatch(r"[!-~]+", value) is None:
+            self._problems.append(f"{name} holds characters that a header cannot carry: use ASCII letters and digits")
+            return None
+        return value
+
+    def guarded(self, host: str) -> None:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        if not loopback and API_TOKEN not in self._environ:
+            self._problems.append(
+                f"{API_HOST} lets other machines in, so {API_TOKEN} must be set: "
+                "a long random text, which callers send as a bearer token"
+            )
 
     def cron(self, name: str, default: str) -> str:
         value = self.text(name)

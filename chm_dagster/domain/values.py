@@ -98,8 +98,11 @@ def parse_time(value: object, field: str, latest: datetime) -> datetime | None:
     Raises InputError for a time without a zone, a number, a date, a leap second, 24:00, a week date, a time before
     the year 2000 or after `latest`.
     """
-    if value is None:
-        return None
+    return None if value is None else _believable(iso_time(value, field), field, latest)
+
+
+def iso_time(value: object, field: str) -> datetime:
+    """A time of any year in UTC, read as `parse_time` does. Raises InputError."""
     if not isinstance(value, str):
         raise InputError(field, f"{kind(value)}; {_ISO_WANTED}")
     match = _ISO.fullmatch(value)
@@ -108,11 +111,9 @@ def parse_time(value: object, field: str, latest: datetime) -> datetime | None:
         raise InputError(field, f"has no time zone; {_ISO_WANTED}" if naive else f"not a time; {_ISO_WANTED}")
     try:
         moment = datetime.fromisoformat(value[:-1] + "Z" if value[-1] == "z" else value)
-        if moment.tzinfo is not UTC:
-            moment = moment.astimezone(UTC)
+        return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise InputError(field, f"not a time; {_ISO_WANTED}") from None
-    return _believable(moment, field, latest)
 
 
 def parse_epoch(value: object, unit: Literal["s", "ms", "us"], field: str, latest: datetime) -> datetime | None:

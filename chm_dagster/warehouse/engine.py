@@ -17,8 +17,11 @@ _KEEPALIVES = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10
 _PASSING = ("08", "25006", "40", "53", "55P03", "57")
 
 
-def make_engine(url: str, *, pool_size: int = 5) -> Engine:
-    """An engine on psycopg 3 for any spelling of a Postgres URL. Sessions speak UTC. Raises ConfigError."""
+def make_engine(url: str, *, pool_size: int = 5, statement_seconds: int = 0) -> Engine:
+    """An engine on psycopg 3 for any spelling of a Postgres URL. Sessions speak UTC. Raises ConfigError.
+
+    The server ends a statement that takes longer than `statement_seconds`; 0 leaves that to the server's own settings.
+    """
     try:
         parsed = make_url(url)
     except sa.exc.ArgumentError as error:
@@ -30,7 +33,7 @@ def make_engine(url: str, *, pool_size: int = 5) -> Engine:
         hide_parameters=True,
         connect_args={
             "application_name": "chm",
-            "options": "-c timezone=UTC",
+            "options": "-c timezone=UTC" + (f" -c statement_timeout={statement_seconds}s" if statement_seconds else ""),
             "connect_timeout": 10,
             **_KEEPALIVES,
         },
