@@ -1,5 +1,6 @@
 """The customers in the inventory."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -17,14 +18,7 @@ from chm_dagster.warehouse.references import Ref, select_client, unknown_client
 from chm_dagster.warehouse.slugs import insert_slugged
 from chm_dagster.warehouse.tables import clients
 
-_COLUMNS = (
-    clients.c.id,
-    clients.c.slug,
-    clients.c.name,
-    clients.c.is_active,
-    clients.c.created_at,
-    clients.c.updated_at,
-)
+_COLUMNS: tuple[sa.Column[Any], ...] = tuple(clients.c[field.name] for field in dataclasses.fields(Client))
 
 
 class Clients:

@@ -1,5 +1,6 @@
 """The pipelines in the inventory."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,32 +17,10 @@ from chm_dagster.warehouse.references import Ref, client_id, select_pipeline, un
 from chm_dagster.warehouse.slugs import insert_slugged
 from chm_dagster.warehouse.tables import clients, pipelines
 
-_COLUMNS = (
-    pipelines.c.id,
-    pipelines.c.client_id,
-    clients.c.slug,
-    clients.c.name,
-    *(
-        pipelines.c[name]
-        for name in (
-            "slug",
-            "name",
-            "platform",
-            "connection",
-            "external_id",
-            "pipeline_type",
-            "environment",
-            "description",
-            "is_active",
-            "schedule_cron",
-            "schedule_timezone",
-            "grace_minutes",
-            "max_runtime_minutes",
-            "synced_through",
-            "created_at",
-            "updated_at",
-        )
-    ),
+_OF_CLIENT = {"client_slug": clients.c.slug, "client_name": clients.c.name}
+_COLUMNS: tuple[sa.ColumnElement[Any], ...] = tuple(
+    _OF_CLIENT[field.name].label(field.name) if field.name in _OF_CLIENT else pipelines.c[field.name]
+    for field in dataclasses.fields(Pipeline)
 )
 
 
@@ -149,6 +128,10 @@ def _get(connection: sa.Connection, ref: Ref, *, lock: bool = False) -> Pipeline
 
 
 def _pipeline(row: sa.Row[Any]) -> Pipeline:
-    given = list(row)
-    given[6], given[9], given[10] = Platform(given[6]), PipelineType(given[9]), Environment(given[10])
-    return Pipeline(*given)
+    values = row._asdict()
+    words = {
+        "platform": Platform(values["platform"]),
+        "pipeline_type": PipelineType(values["pipeline_type"]),
+        "environment": Environment(values["environment"]),
+    }
+    return Pipeline(**{**values, **words})

@@ -15,7 +15,7 @@ Ref = UUID | str
 
 def select_client(ref: Ref, *columns: Any) -> sa.Select[Any]:
     """These columns of the client of this id or slug. A slug may look like an id; then the id comes first."""
-    wanted, text = _as_id(ref), str(ref)
+    wanted, text = as_id(ref), str(ref)
     by_id = [clients.c.id == wanted] if wanted is not None else []
     # What cannot be a slug is not sent: the driver would choke on a NUL.
     by_slug = [clients.c.slug == text] if is_slug(text) else []
@@ -30,7 +30,7 @@ def select_pipeline(ref: Ref, *columns: Any) -> sa.Select[Any]:
 
 def is_pipeline(ref: Ref) -> sa.ColumnElement[bool]:
     """The condition on `pipelines` joined to `clients` for an id or `client-slug/pipeline-slug`."""
-    wanted = _as_id(ref)
+    wanted = as_id(ref)
     if wanted is not None:
         return pipelines.c.id == wanted
     client, _, pipeline = str(ref).partition("/")
@@ -65,7 +65,8 @@ def unknown_pipeline(ref: Ref) -> NotFound:
     return NotFound(f"no pipeline '{shown(ref)}': name it as client-slug/pipeline-slug or by its id")
 
 
-def _as_id(ref: Ref) -> UUID | None:
+def as_id(ref: Ref) -> UUID | None:
+    """The id that a reference spells; None if it is something else."""
     if isinstance(ref, UUID):
         return ref
     try:

@@ -5,7 +5,9 @@ from typing import Any
 from chm_dagster.warehouse.clients import Clients
 from chm_dagster.warehouse.contract import ask
 from chm_dagster.warehouse.engine import Engine
+from chm_dagster.warehouse.ledger import Runs
 from chm_dagster.warehouse.pipelines import Pipelines
+from chm_dagster.warehouse.rules import Rules
 
 
 class Warehouse:
@@ -15,6 +17,8 @@ class Warehouse:
         self.engine = engine
         self.clients = Clients(engine)
         self.pipelines = Pipelines(engine)
+        self.runs = Runs(engine)
+        self.rules = Rules(engine)
 
     def ask(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
         """The rows of a named query of `contracts/dashboard-queries.sql`. Raises DatabaseUnavailable."""
