@@ -58,7 +58,7 @@ def record(
             return earlier, "unchanged"
         remembered = {digest: body}
     run_id = given.get("external_run_id") or f"manual-{uuid5(pipeline.id, key) if key is not None else uuid4()}"
-    return _merge(connection, pipeline.id, run_id, given, remembered, fed=pipeline.external_id is not None)
+    return merge_recorded(connection, pipeline.id, run_id, given, remembered, fed=pipeline.external_id is not None)
 
 
 def _recorded_with(connection: sa.Connection, pipeline_id: UUID, digest: str, body: str) -> Run | None:
@@ -73,7 +73,7 @@ def _recorded_with(connection: sa.Connection, pipeline_id: UUID, digest: str, bo
     return as_run(row)
 
 
-def _merge(
+def merge_recorded(
     connection: sa.Connection,
     pipeline_id: UUID,
     run_id: str,
@@ -82,6 +82,11 @@ def _merge(
     *,
     fed: bool,
 ) -> tuple[Run, Outcome]:
+    """Bring a run up to what `given` (of `read_run`'s form) says of it, in the caller's transaction.
+
+    `remembered` are idempotency keys to keep with it; `fed`: a partner tells of this pipeline's runs. Returns the run
+    as it stands now. Raises InputError for an end before the start.
+    """
     _lock(connection, f"{pipeline_id}/run/{run_id}")
     row = find(connection, pipeline_id, run_id)
     known = None if row is None else as_run(row)
