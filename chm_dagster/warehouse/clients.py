@@ -12,8 +12,7 @@ from chm_dagster.domain.forms import CLIENT
 from chm_dagster.domain.inventory import Client
 from chm_dagster.errors import InputError
 from chm_dagster.warehouse import paging
-from chm_dagster.warehouse.constraints import reading, writing
-from chm_dagster.warehouse.engine import Engine
+from chm_dagster.warehouse.constraints import Source, reading, writing
 from chm_dagster.warehouse.references import Ref, select_client, unknown_client
 from chm_dagster.warehouse.slugs import insert_slugged
 from chm_dagster.warehouse.tables import clients
@@ -24,7 +23,7 @@ _COLUMNS: tuple[sa.Column[Any], ...] = tuple(clients.c[field.name] for field in 
 class Clients:
     """Create, read, change and disable clients. All of it raises DatabaseUnavailable where the server is at fault."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Source) -> None:
         self._engine = engine
 
     def create(self, name: str, slug: str | None = None) -> Client:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import psycopg
 import sqlalchemy as sa
@@ -112,20 +112,26 @@ BROKEN: Mapping[str, Broken] = {
 """Every constraint and unique index of the four tables, by name. A test holds it complete."""
 
 
+Source = Engine | sa.Connection
+"""Where to read and write: an engine, or a connection whose transaction is in its owner's hands."""
+
+
 @contextmanager
-def reading(engine: Engine) -> Iterator[sa.Connection]:
+def reading(source: Source) -> Iterator[sa.Connection]:
     """A connection to read with. Raises DatabaseUnavailable."""
-    with database_errors(), engine.connect() as connection:
+    own = nullcontext(source) if isinstance(source, sa.Connection) else source.connect()
+    with database_errors(), own as connection:
         yield connection
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[sa.Connection]:
+def writing(source: Source) -> Iterator[sa.Connection]:
     """A transaction that commits at its end. A broken constraint becomes Conflict, InputError or NotFound.
 
     Raises DatabaseUnavailable; then nothing was written.
     """
-    with database_errors(), explained(), engine.begin() as connection:
+    own = nullcontext(source) if isinstance(source, sa.Connection) else source.begin()
+    with database_errors(), explained(), own as connection:
         yield connection
 
 

@@ -11,8 +11,7 @@ from chm_dagster.domain.forms import PIPELINE, pipeline_problems
 from chm_dagster.domain.inventory import Environment, Pipeline, PipelineType, Platform
 from chm_dagster.warehouse import paging
 from chm_dagster.warehouse.clients import keep_slug
-from chm_dagster.warehouse.constraints import reading, writing
-from chm_dagster.warehouse.engine import Engine
+from chm_dagster.warehouse.constraints import Source, reading, writing
 from chm_dagster.warehouse.references import Ref, client_id, select_pipeline, unknown_pipeline
 from chm_dagster.warehouse.slugs import insert_slugged
 from chm_dagster.warehouse.tables import clients, pipelines
@@ -27,7 +26,7 @@ _COLUMNS: tuple[sa.ColumnElement[Any], ...] = tuple(
 class Pipelines:
     """Create, read, change and disable pipelines. All of it raises DatabaseUnavailable where the server is at fault."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Source) -> None:
         self._engine = engine
 
     def create(self, client_ref: Ref, fields: Mapping[str, Any]) -> Pipeline:

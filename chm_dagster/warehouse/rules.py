@@ -12,8 +12,7 @@ from chm_dagster.domain.forms import RULE, rule_problems
 from chm_dagster.domain.rules import AlertRule, Channel, RuleType
 from chm_dagster.errors import InputError, NotFound
 from chm_dagster.warehouse import paging
-from chm_dagster.warehouse.constraints import reading, writing
-from chm_dagster.warehouse.engine import Engine
+from chm_dagster.warehouse.constraints import Source, reading, writing
 from chm_dagster.warehouse.references import Ref, as_id, client_id, pipeline_id
 from chm_dagster.warehouse.tables import alert_rules, pipelines
 
@@ -23,7 +22,7 @@ _COLUMNS: tuple[sa.Column[Any], ...] = tuple(alert_rules.c[field.name] for field
 class Rules:
     """Create, read, change and delete rules. All of it raises DatabaseUnavailable where the server is at fault."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Source) -> None:
         self._engine = engine
 
     def create(self, fields: Mapping[str, Any]) -> AlertRule:
