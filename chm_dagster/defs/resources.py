@@ -1,5 +1,7 @@
 """Resources: each configures, and vends a plain object of the layers below."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
@@ -7,17 +9,27 @@ import dagster as dg
 from chm_dagster.ingestion.landing import LandingZone
 from chm_dagster.partners.connections import default_partners
 from chm_dagster.partners.port import Partner
-from chm_dagster.warehouse.engine import Engine, make_engine
+from chm_dagster.warehouse.engine import make_engine
+from chm_dagster.warehouse.warehouse import Warehouse
 
 
-class WarehouseResource(dg.ConfigurableResource[Engine]):
-    """CHM's database. Vends a SQLAlchemy engine."""
+class WarehouseResource(dg.ConfigurableResource[Warehouse]):
+    """CHM's database. Vends a `Warehouse`: clients, pipelines, runs, rules and the named health queries."""
 
     url: str
 
-    def create_resource(self, context: dg.InitResourceContext) -> Engine:
-        """An engine; it connects when it is first used."""
-        return make_engine(self.url)
+    def create_resource(self, context: dg.InitResourceContext) -> Warehouse:
+        """A warehouse; it connects when it is first used."""
+        return Warehouse(make_engine(self.url))
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Generator[Warehouse, None, None]:
+        """A warehouse whose connections are closed when the step, or the sensor's tick, is done with it."""
+        warehouse = self.create_resource(context)
+        try:
+            yield warehouse
+        finally:
+            warehouse.close()
 
 
 class PartnersResource(dg.ConfigurableResource[dict[str, Partner]]):

@@ -16,6 +16,7 @@ from chm_dagster.defs.ingestion.automation import ingest_job, pipeline_partition
 from chm_dagster.defs.partitions import sync_partitions
 from chm_dagster.ingestion.landing import LandingZone
 from chm_dagster.partners.port import Done, Failed, Page, Target
+from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.factories import FakeFeed, add_pipeline, fake_partner, record, told
 
 Script = Callable[[Target], Sequence[Page | Done | Failed]]
@@ -90,6 +91,6 @@ def deployment(engine: sa.Engine, instance: dg.DagsterInstance, landing_root: Pa
         sensors=[pipeline_partitions],
         schedules=[sweep_schedule("*/5 * * * *")],
         executor=dg.in_process_executor,
-        resources={"warehouse": engine, "partners": fake_partner(feed), "landing": zone},
+        resources={"warehouse": Warehouse(engine), "partners": fake_partner(feed), "landing": zone},
     )
     return Deployment(engine, instance, zone, feed, defs)

@@ -4,6 +4,7 @@ import dagster as dg
 
 from chm_dagster.errors import AuthError
 from chm_dagster.partners.port import Done, Failed, Page, Target
+from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.defs.conftest import Deployment
 from chm_dagster_tests.factories import record, rows, told
 
@@ -132,7 +133,9 @@ def test_partitions_follow_the_inventory(deployment: Deployment) -> None:
     sensor = deployment.defs.resolve_sensor_def("pipeline_partitions")
 
     def tick() -> tuple[list[str], list[str]]:
-        context = dg.build_sensor_context(instance=deployment.instance, resources={"warehouse": deployment.engine})
+        context = dg.build_sensor_context(
+            instance=deployment.instance, resources={"warehouse": Warehouse(deployment.engine)}
+        )
         added: list[str] = []
         removed: list[str] = []
         for request in sensor.evaluate_tick(context).dynamic_partitions_requests or ():

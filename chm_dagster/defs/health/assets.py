@@ -6,8 +6,7 @@ import dagster as dg
 import pandas as pd
 
 from chm_dagster.defs.ingestion.events import RUNS
-from chm_dagster.warehouse.contract import ask
-from chm_dagster.warehouse.engine import Engine
+from chm_dagster.warehouse.warehouse import Warehouse
 
 NONE = "*none*"
 SHOWN = 50
@@ -20,14 +19,14 @@ SHOWN = 50
     owners=["team:chm"],
     tags={"layer": "health"},
 )
-def health_snapshot(warehouse: dg.ResourceParam[Engine]) -> dg.MaterializeResult[None]:
+def health_snapshot(warehouse: dg.ResourceParam[Warehouse]) -> dg.MaterializeResult[None]:
     """What is failing now, what changed since yesterday, and how each client stands.
 
     Materialized after each sweep, if the ledger's gates let it pass: an old snapshot is better than a wrong one.
     """
-    clients = pd.DataFrame(ask(warehouse, "latest_status_by_client"))
-    failing = pd.DataFrame(ask(warehouse, "failing_now"))
-    changed = pd.DataFrame(ask(warehouse, "changed_since", since=datetime.now(UTC) - timedelta(days=1)))
+    clients = pd.DataFrame(warehouse.ask("latest_status_by_client"))
+    failing = pd.DataFrame(warehouse.ask("failing_now"))
+    changed = pd.DataFrame(warehouse.ask("changed_since", since=datetime.now(UTC) - timedelta(days=1)))
     return dg.MaterializeResult(
         metadata={
             "failing": len(failing),

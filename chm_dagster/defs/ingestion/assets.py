@@ -23,6 +23,7 @@ from chm_dagster.ingestion.report import IngestReport
 from chm_dagster.partners.port import Partner
 from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.inventory import ingested_pipelines
+from chm_dagster.warehouse.warehouse import Warehouse
 
 
 class IngestConfig(dg.Config):
@@ -76,14 +77,14 @@ class IngestConfig(dg.Config):
 def ingest_runs(
     context: dg.AssetExecutionContext,
     config: IngestConfig,
-    warehouse: dg.ResourceParam[Engine],
+    warehouse: dg.ResourceParam[Warehouse],
     partners: dg.ResourceParam[Mapping[str, Partner]],
     landing: dg.ResourceParam[LandingZone],
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Ask the partners, land, map and merge, for the chosen pipelines."""
     by_partition = context.has_partition_key or context.has_partition_key_range
     keys = list(context.partition_keys) if by_partition else None if config.everything else config.pipelines
-    report = _ingest(context.run_id, config, keys, warehouse, partners, landing)
+    report = _ingest(context.run_id, config, keys, warehouse.engine, partners, landing)
     context.log.info("%s", summary(report))
     for outcome in report.failed:
         context.log.error("%s: %s", outcome.key, outcome.error)

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from chm_dagster.defs.partitions import CHUNK, missing_and_gone, pipelines_partitions
-from chm_dagster.warehouse.engine import Engine
+from chm_dagster.warehouse.warehouse import Warehouse
 
 MAX_RUNTIME_SECONDS = 3_600
 UNFINISHED = [
@@ -57,10 +57,10 @@ def sweep_schedule(cron: str) -> dg.ScheduleDefinition:
     description="Keeps one partition for each active pipeline that has an external id.",
 )
 def pipeline_partitions(
-    context: dg.SensorEvaluationContext, warehouse: dg.ResourceParam[Engine]
+    context: dg.SensorEvaluationContext, warehouse: dg.ResourceParam[Warehouse]
 ) -> dg.SensorResult | dg.SkipReason:
     """Adds keys of new or enabled pipelines, removes those of disabled ones."""
-    missing, gone = missing_and_gone(context.instance, warehouse)
+    missing, gone = missing_and_gone(context.instance, warehouse.engine)
     if not missing and not gone:
         return dg.SkipReason("partitions are in step with the inventory")
     requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []

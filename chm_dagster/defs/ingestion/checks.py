@@ -15,6 +15,7 @@ from chm_dagster.partners.port import Partner
 from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.invariants import duplicate_runs, impossible_runs, pipelines_behind
 from chm_dagster.warehouse.inventory import ingested_pipelines
+from chm_dagster.warehouse.warehouse import Warehouse
 
 REJECTED_ERROR_SHARE = 0.05
 """Above this share of rejected records the partner's format has changed; below it some records are just bad."""
@@ -24,21 +25,21 @@ BEHIND = timedelta(minutes=30)
 @dg.asset_check(asset=RUNS, blocking=True, description="No run stands in the ledger twice.")
 def unique_external_run_ids(
     context: dg.AssetCheckExecutionContext,
-    warehouse: dg.ResourceParam[Engine],
+    warehouse: dg.ResourceParam[Warehouse],
     landing: dg.ResourceParam[LandingZone],
 ) -> dg.AssetCheckResult:
     """Counts the ledger's rows of the pipelines that had news, without trusting the unique index."""
-    return _nothing_of(duplicate_runs(warehouse, _ids_with_news(context, warehouse, landing)))
+    return _nothing_of(duplicate_runs(warehouse.engine, _ids_with_news(context, warehouse.engine, landing)))
 
 
 @dg.asset_check(asset=RUNS, blocking=True, description="No run is in a state that its lifecycle cannot lead to.")
 def status_progression(
     context: dg.AssetCheckExecutionContext,
-    warehouse: dg.ResourceParam[Engine],
+    warehouse: dg.ResourceParam[Warehouse],
     landing: dg.ResourceParam[LandingZone],
 ) -> dg.AssetCheckResult:
     """Looks for finished runs that went back to running, and the like."""
-    return _nothing_of(impossible_runs(warehouse, _ids_with_news(context, warehouse, landing)))
+    return _nothing_of(impossible_runs(warehouse.engine, _ids_with_news(context, warehouse.engine, landing)))
 
 
 @dg.asset_check(
@@ -61,7 +62,7 @@ def every_record_accounted_for(
 @dg.asset_check(asset=RUNS, description="Ingesting what landed once more would change nothing.")
 def replay_writes_nothing(
     context: dg.AssetCheckExecutionContext,
-    warehouse: dg.ResourceParam[Engine],
+    warehouse: dg.ResourceParam[Warehouse],
     partners: dg.ResourceParam[Mapping[str, Partner]],
     landing: dg.ResourceParam[LandingZone],
 ) -> dg.AssetCheckResult:
@@ -70,7 +71,7 @@ def replay_writes_nothing(
     if folder is None:
         return dg.AssetCheckResult(passed=True, description="nothing has landed yet")
     keys = [key for key, p in last.pipelines.items() if p.fetched]
-    replay = remap(warehouse, partners, ingested_pipelines(warehouse, keys), folder, rehearsal=True)
+    replay = remap(warehouse.engine, partners, ingested_pipelines(warehouse.engine, keys), folder, rehearsal=True)
     written = {p.key: p.inserted + p.updated for p in replay.pipelines.values() if p.inserted or p.updated}
     busy = {p.key for p in replay.failed} - {p.key for p in last.failed}
     return dg.AssetCheckResult(
@@ -115,9 +116,9 @@ def no_rejected_records(
 
 
 @dg.asset_check(asset=RUNS, description="Every ingested pipeline's runs are known up to half an hour ago.")
-def inventory_is_synced(warehouse: dg.ResourceParam[Engine]) -> dg.AssetCheckResult:
+def inventory_is_synced(warehouse: dg.ResourceParam[Warehouse]) -> dg.AssetCheckResult:
     """Freshness of the watermarks, whoever is to blame."""
-    behind = pipelines_behind(warehouse, datetime.now(UTC) - BEHIND)
+    behind = pipelines_behind(warehouse.engine, datetime.now(UTC) - BEHIND)
     return _nothing_of(behind, severity=dg.AssetCheckSeverity.WARN)
 
 
