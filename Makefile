@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 # Byte code is written at install time, whatever the caller's shell says: it halves every start.
 PIP := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
+REAL_PARTNERS := airflow prefect dagster
+
 .DEFAULT_GOAL := help
-.PHONY: help up dev test test-all lint bench clean
+.PHONY: help up dev test test-all test-partners lint bench clean
 
 help: ## Show this
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +22,13 @@ dev: $(VENV)/.runtime ## Start the database if need be, and `dagster dev` (after
 test: $(VENV)/.dev lint ## Lint, types, layers, and the tests (minutes)
 	@$(BIN)/python -m pytest -m "not slow" -n 2
 
-test-all: $(VENV)/.dev lint ## The same with the long sweeps
-	@$(BIN)/python -m pytest -n 2
+test-all: $(VENV)/.dev lint ## The same with the long sweeps, and test-partners
+	@$(BIN)/python -m pytest -m "not partners" -n 2
+	@$(MAKE) --no-print-directory test-partners
+
+# A file of tests shares one server, so that it is a whole file that each of the two workers takes.
+test-partners: $(VENV)/.dev $(REAL_PARTNERS:%=.chm/partners/%/venv/.installed) ## Against real Airflow, Prefect, Dagster
+	@$(BIN)/python -m pytest -m partners -n 2 --dist loadfile
 
 lint: $(VENV)/.dev ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .
@@ -51,4 +58,12 @@ $(VENV)/.runtime: $(VENV)/bin/python requirements.lock pyproject.toml
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	@echo "Installing what the tests need"
 	@$(PIP) --require-hashes -r requirements-dev.lock
+	@touch $@
+
+# Each server lives with its own dependencies. --no-deps: the lock is complete, and pins a newer certifi than Prefect's index may have.
+.chm/partners/%/venv/.installed: requirements-partners-%.lock | $(VENV)/bin/python
+	@echo "Installing a real $*"
+	@$(BIN)/python -m venv --clear $(@D)
+	@PYTHONDONTWRITEBYTECODE= $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+		--no-deps --require-hashes -r $<
 	@touch $@

@@ -1,0 +1,111 @@
+"""A real Airflow: API server, scheduler and local executor over SQLite."""
+
+import dataclasses
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from chm_dagster_tests.real_partners.place import Place, answers, free_port, place
+from chm_dagster_tests.real_partners.server import Word, Words, ask, moment, wait_until
+
+HERE = Path(__file__).parent / "airflow"
+FLEET = [f"fleet_{number:04}" for number in range(1_000)]
+BUSY = "busy"
+BUSY_RUNS = 260
+LIFECYCLE = ("succeeds", "fails", "runs_long", "skips", "stumbles", "recovers")
+STATUS = {"queued": "running", "running": "running", "success": "success", "failed": "failed"}
+
+
+@dataclasses.dataclass(slots=True)
+class Airflow:
+    """A running Airflow, and what a person does in its UI. `passwords` are by user: admin, viewer, nobody."""
+
+    base_url: str
+    passwords: dict[str, str]
+    client: httpx.Client
+
+    def words(self) -> Words:
+        words: dict[tuple[str, str], Word] = {}
+        offset = 0
+        while True:
+            query = {"limit": 100, "offset": offset, "order_by": "id"}
+            page = ask(self.client, "GET", "/api/v2/dags/~/dagRuns", params=query).json()["dag_runs"]
+            if not page:
+                return words
+            for run in page:
+                key = (run["dag_id"], run["dag_run_id"])
+                words[key] = Word(STATUS[run["state"]], moment(run["start_date"]), moment(run["end_date"]))
+            offset += len(page)
+
+    def trigger(self, dag_id: str, run_id: str, *, after: timedelta | None = None) -> None:
+        body: dict[str, Any] = {"dag_run_id": run_id, "logical_date": None}
+        if after is not None:
+            body["run_after"] = (datetime.now(UTC) + after).isoformat()
+        ask(self.client, "POST", f"/api/v2/dags/{dag_id}/dagRuns", json=body, expect=(200, 409))
+
+    def state(self, dag_id: str, run_id: str) -> str:
+        state: str = ask(self.client, "GET", self._path(dag_id, run_id)).json()["state"]
+        return state
+
+    def until(self, dag_id: str, run_id: str, *states: str) -> None:
+        wait_until(f"{dag_id} {run_id} is {states}", lambda: self.state(dag_id, run_id) in states)
+
+    def mark(self, dag_id: str, run_id: str, state: str) -> None:
+        ask(self.client, "PATCH", self._path(dag_id, run_id), json={"state": state})
+
+    def clear(self, dag_id: str, run_id: str) -> None:
+        ask(self.client, "POST", f"{self._path(dag_id, run_id)}/clear", json={"dry_run": False})
+
+    def delete(self, dag_id: str, run_id: str) -> None:
+        ask(self.client, "DELETE", self._path(dag_id, run_id))
+
+    def _path(self, dag_id: str, run_id: str) -> str:
+        return f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
+
+
+@contextmanager
+def airflow() -> Iterator[Airflow]:
+    """Boot it, with a month of history and the lifecycle DAGs unpaused."""
+    with place("airflow") as here:
+        port = free_port()
+        base_url = f"http://127.0.0.1:{port}"
+        passwords = {user: secrets.token_urlsafe(12) for user in ("admin", "viewer", "nobody")}
+        environ = _environ(here, port, passwords)
+        here.run(environ, "airflow", "db", "migrate")
+        here.run(environ, "airflow", "dags", "reserialize")
+        here.run(environ, "python", str(HERE / "history.py"), json.dumps(dict.fromkeys(FLEET, 1) | {BUSY: BUSY_RUNS}))
+        healthy = answers(f"{base_url}/api/v2/monitor/health")
+        serve = ["airflow", "api-server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        here.start("api-server", environ, serve, healthy)
+        here.start("scheduler", environ, ["airflow", "scheduler"], None)
+        with httpx.Client(base_url=base_url, trust_env=False, timeout=60) as client:
+            login = {"username": "admin", "password": passwords["admin"]}
+            token = ask(client, "POST", "/auth/token", json=login).json()["access_token"]
+            client.headers["Authorization"] = f"Bearer {token}"
+            yield Airflow(base_url, passwords, client)
+
+
+def _environ(here: Place, port: int, passwords: dict[str, str]) -> dict[str, str]:
+    password_file = here.state / "passwords.json"
+    password_file.touch(mode=0o600)
+    password_file.write_text(json.dumps(passwords))
+    settings = {
+        "AIRFLOW_HOME": str(here.state),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(HERE / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,viewer:viewer,nobody:",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(password_file),
+        "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(64),
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
+        "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
+    }
+    return here.environ(settings)

@@ -1,0 +1,107 @@
+"""The ledger under test: an inventory of one server's pipelines, sweeps of it, and what is then in the database."""
+
+import asyncio
+import dataclasses
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from itertools import count
+
+import sqlalchemy as sa
+
+from chm_dagster.domain.inventory import PipelineType, Platform
+from chm_dagster.ingestion.ingest import ingest
+from chm_dagster.ingestion.landing import LandingZone
+from chm_dagster.ingestion.report import IngestReport
+from chm_dagster.partners.port import Partner, Probe
+from chm_dagster.warehouse.inventory import NewPipeline, add_pipelines, ingested_pipelines
+from chm_dagster_tests.real_partners.server import RealServer, Word, Words, differences
+
+TRIES = 8
+
+_WORDS = """
+SELECT p.external_id, r.external_run_id, r.status, r.started_at, r.finished_at
+FROM runs AS r JOIN pipelines AS p ON p.id = r.pipeline_id
+"""
+_VERSIONS = "SELECT id::text, xmin::text, ctid::text FROM runs"
+
+
+@dataclasses.dataclass(slots=True)
+class Ledger:
+    """CHM over one connection. `swept` counts the sweeps."""
+
+    engine: sa.Engine
+    landings: LandingZone
+    partners: Mapping[str, Partner]
+    connection: str
+    _numbers: Iterable[int] = dataclasses.field(default_factory=count)
+
+    def follow(self, platform: Platform, external_ids: Iterable[str]) -> None:
+        """Put pipelines into the inventory."""
+        new = [
+            NewPipeline("Acme", "acme", name, name.replace("_", "-"), platform, PipelineType.INGESTION, name)
+            for name in external_ids
+        ]
+        add_pipelines(self.engine, new)
+        with self.engine.begin() as connection:
+            connection.execute(sa.text("UPDATE pipelines SET connection = :name"), {"name": self.connection})
+
+    def sweep(self) -> IngestReport:
+        """One ingestion of everything; every record must be accounted for, and nothing may fail."""
+        landing = self.landings.open(f"sweep-{next(iter(self._numbers))}")
+        report = ingest(self.engine, self.partners, ingested_pipelines(self.engine), landing)
+        assert [(p.key, p.error) for p in report.failed] == []
+        assert all(p.accounted_for for p in report.pipelines.values())
+        assert {name: n for name in ("rejected", "stale") if (n := report.total(name))} == {}
+        assert [p.unknown_statuses for p in report.pipelines.values() if p.unknown_statuses] == []
+        return report
+
+    def catch_up(self) -> None:
+        """Let time pass: the next sweep asks only for what happens from now on, as if the overlap were long over."""
+        with self.engine.begin() as connection:
+            connection.execute(sa.text("UPDATE pipelines SET synced_through = :now"), {"now": datetime.now(UTC)})
+
+    def words(self) -> Words:
+        with self.engine.connect() as connection:
+            return {(row[0], row[1]): Word(*row[2:]) for row in connection.execute(sa.text(_WORDS))}
+
+    def versions(self) -> frozenset[tuple[str, ...]]:
+        """Every row version: an update of a row, even to what it was, makes a new one."""
+        with self.engine.connect() as connection:
+            return frozenset(tuple(row) for row in connection.execute(sa.text(_VERSIONS)))
+
+    def check(self) -> Probe:
+        """Ask the partner who it is and who we are."""
+        return check(self.partners[self.connection])
+
+
+def check(partner: Partner) -> Probe:
+    async def ask() -> Probe:
+        feed = partner.open_feed()
+        try:
+            return await feed.check()
+        finally:
+            await feed.aclose()
+
+    return asyncio.run(ask())
+
+
+def sweep_and_compare(server: RealServer, ledger: Ledger) -> IngestReport:
+    """Sweep, and hold the ledger against the server's list, run by run.
+
+    The server goes on working: only a sweep during which its list stayed the same can be compared.
+    """
+    for _ in range(TRIES):
+        before = server.words()
+        report = ledger.sweep()
+        if server.words() == before:
+            assert differences(before, ledger.words()) == []
+            return report
+    raise AssertionError(f"the server's runs changed during each of {TRIES} sweeps")
+
+
+def assert_nothing_to_write(ledger: Ledger) -> None:
+    """Another sweep finds what it knows already, and leaves every row version as it is."""
+    before = ledger.versions()
+    report = ledger.sweep()
+    assert (report.total("inserted"), report.total("updated")) == (0, 0)
+    assert ledger.versions() == before

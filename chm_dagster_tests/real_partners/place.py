@@ -1,0 +1,96 @@
+"""Where a real server lives: an environment, a state folder and logs of its own, and nothing that outlives the tests."""
+
+import dataclasses
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from chm_dagster.local.files import tail
+from chm_dagster.local.supervisor import Child, Supervisor
+
+ROOT = Path(__file__).parents[2]
+READY_SECONDS = 120.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """The home of one server: `.chm/partners/{name}`. `state` is empty at the start of every session."""
+
+    name: str
+    supervisor: Supervisor
+
+    @property
+    def home(self) -> Path:
+        return home_of(self.name)
+
+    @property
+    def state(self) -> Path:
+        return self.home / "state"
+
+    def program(self, name: str) -> str:
+        return str(self.home / "venv" / "bin" / name)
+
+    def environ(self, settings: Mapping[str, str]) -> dict[str, str]:
+        """The whole environment of the server: nothing of the caller's shell, so also no PYTHONDONTWRITEBYTECODE."""
+        path = f"{self.home / 'venv' / 'bin'}:{os.defpath}"
+        return {"PATH": path, "HOME": str(self.state), "LANG": "C.UTF-8", "TZ": "UTC", **settings}
+
+    def run(self, environ: Mapping[str, str], *argv: str) -> None:
+        """Run one of the server's programs to its end."""
+        log = self.home / "logs" / "preparation.log"
+        log.parent.mkdir(exist_ok=True)
+        with log.open("ab") as output:
+            command = [self.program(argv[0]), *argv[1:]]
+            done = subprocess.run(
+                command, env=dict(environ), cwd=self.state, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        assert done.returncode == 0, f"{' '.join(argv)} ended with code {done.returncode}; see {log}:\n{tail(log, 0)}"
+
+    def start(self, name: str, environ: Mapping[str, str], argv: list[str], ready: Callable[[], bool] | None) -> None:
+        """Start one of the server's processes and wait until it is ready."""
+        command = (self.program(argv[0]), *argv[1:])
+        self.supervisor.start(Child(name, command, environ, ready, cwd=self.state, ready_seconds=READY_SECONDS))
+
+
+def home_of(name: str) -> Path:
+    return ROOT / ".chm" / "partners" / name
+
+
+@contextmanager
+def place(name: str) -> Iterator[Place]:
+    """Take the home of a server. Whatever was started there ends with the context, or with the test process."""
+    home = home_of(name)
+    if not (home / "venv" / ".installed").exists():
+        pytest.fail(f"the real {name} is not installed: run `make test-partners`", pytrace=False)
+    with Supervisor(home, say=lambda _: None) as supervisor:
+        shutil.rmtree(home / "logs", ignore_errors=True)
+        shutil.rmtree(home / "state", ignore_errors=True)
+        (home / "state").mkdir()
+        yield Place(name, supervisor)
+
+
+def free_port() -> int:
+    """A port that nothing listens on now; for servers that cannot be given port 0."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers(url: str) -> Callable[[], bool]:
+    """A readiness test: does this URL answer 200?"""
+
+    def ask() -> bool:
+        try:
+            return httpx.get(url, trust_env=False, timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    return ask

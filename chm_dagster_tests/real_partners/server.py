@@ -1,0 +1,68 @@
+"""What the tests ask of every real server, whatever its make: its own word on every run."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
+from typing import Any, Protocol
+
+import httpx
+
+ATTEMPTS = 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Word:
+    """What CHM should know of a run, read from the server itself without any of CHM's code."""
+
+    status: str
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+Words = Mapping[tuple[str, str], Word]
+"""By external id of the pipeline, and run id."""
+
+
+class RealServer(Protocol):
+    base_url: str
+
+    def words(self) -> Words:
+        """The server's own list of all runs that happened or are happening."""
+        ...
+
+
+def differences(server: Words, ledger: Words) -> list[str]:
+    """Every run on which the two do not agree, in words; empty if there is none."""
+    found = [f"{key}: {server[key]} at the server, not in the ledger" for key in server.keys() - ledger.keys()]
+    found += [f"{key}: {ledger[key]} in the ledger, not at the server" for key in ledger.keys() - server.keys()]
+    for key in server.keys() & ledger.keys():
+        if server[key] != ledger[key]:
+            found.append(f"{key}: {server[key]} at the server, {ledger[key]} in the ledger")
+    return sorted(found)
+
+
+def ask(
+    client: httpx.Client, method: str, path: str, *, expect: Collection[int] = (200, 201, 204), **options: Any
+) -> httpx.Response:
+    """One request. These servers run on SQLite: under writes they answer 500 or 503 now and then, and mean `again`."""
+    for attempt in range(ATTEMPTS):
+        answer = client.request(method, path, **options)
+        if answer.status_code not in (500, 503):
+            break
+        time.sleep(0.1 * 2**attempt)
+    assert answer.status_code in expect, f"{method} {path}: {answer.status_code} {answer.text[:500]}"
+    return answer
+
+
+def wait_until(what: str, met: Callable[[], bool], seconds: float = 90.0) -> None:
+    """Ask again and again until it is so; fail, naming it, if it takes longer."""
+    deadline = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.25)
+
+
+def moment(text: str | None) -> datetime | None:
+    """A time as these servers write it."""
+    return datetime.fromisoformat(text) if text else None
