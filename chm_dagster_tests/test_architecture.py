@@ -176,6 +176,7 @@ INTRUDERS = {
     "SQL stays in the warehouse": ("ingestion/report.py", "import sqlalchemy"),
     "HTTP requests are made by partners alone": ("warehouse/engine.py", "import httpx"),
     "Settings are read at entry points": ("partners/port.py", "import chm_dagster.settings"),
+    "FastAPI stays in the API": ("local/ports.py", "import fastapi"),
 }
 
 
@@ -224,6 +225,7 @@ GATES = {
     "SQL stays in the warehouse": {"warehouse", "launch", "local"},
     "HTTP requests are made by partners alone": {"partners", "definitions", "launch"},
     "Settings are read at entry points": {"cli", "definitions", "launch", "local"},
+    "FastAPI stays in the API": {"api"},
 }
 """Who may pass. `launch` and `definitions` put everything together; `local` asks its own Postgres for its databases."""
 

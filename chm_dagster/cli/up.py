@@ -37,6 +37,7 @@ def up() -> None:
         stack.prepare_dagster_home()
         _ingest_once(stack, engine)
         engine.dispose()
+        _start_api(stack, supervisor)
         _start_dagster(stack, supervisor)
         _welcome(stack)
         code = supervisor.wait()
@@ -50,6 +51,7 @@ def _say(line: str) -> None:
 
 def _require_ports(settings: Settings) -> None:
     require_free_port(settings.ui_port, names.UI_PORT)
+    require_free_port(settings.api_port, names.API_PORT)
     if settings.partner_api_base_url is None:
         require_free_port(settings.sandbox_port, names.SANDBOX_PORT)
 
@@ -101,6 +103,17 @@ def _ingest_once(stack: Stack, engine: Engine) -> None:
     show_report(report, Format.TABLE)
 
 
+def _start_api(stack: Stack, supervisor: Supervisor) -> None:
+    command = python("-m", "chm_dagster.api")
+    ready = port_answers(stack.settings.api_port, _reached(stack.settings.api_host))
+    supervisor.start(Child("api", tuple(command), stack.environment(), ready=ready))
+
+
+def _reached(host: str) -> str:
+    """Where on this machine a server is reached that listens on this address."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - read here, not listened on
+
+
 def _start_dagster(stack: Stack, supervisor: Supervisor) -> None:
     workspace = ("-w", str(ROOT / "workspace.yaml"))
     port = stack.settings.ui_port
@@ -118,6 +131,9 @@ def _start_dagster(stack: Stack, supervisor: Supervisor) -> None:
 def _welcome(stack: Stack) -> None:
     console.print()
     console.print(f"  Dagster UI       http://127.0.0.1:{stack.settings.ui_port}", style="bold green", highlight=False)
+    host, guarded = _reached(stack.settings.api_host), f" (with the token in {names.API_TOKEN})"
+    address = f"http://{f'[{host}]' if ':' in host else host}:{stack.settings.api_port}/docs"
+    console.print(f"  API              {address}{guarded if stack.settings.api_token else ''}", highlight=False)
     if stack.sandbox:
         console.print(f"  Sandbox partner  {stack.partner_base_url}", highlight=False)
     console.print(f"  Sweep            {stack.settings.sweep_cron} (UTC)", highlight=False, markup=False)

@@ -37,12 +37,12 @@ def require_free_port(port: int, setting_name: str) -> None:
     raise ConfigError(f"port {port} is in use{f' by {holder}' if holder else ''}; set {setting_name} to a free one")
 
 
-def port_answers(port: int) -> Callable[[], bool]:
+def port_answers(port: int, host: str = HOST) -> Callable[[], bool]:
     """A readiness test for `Child`: does something take connections on this port?"""
 
     def answers() -> bool:
         try:
-            with socket.create_connection((HOST, port), timeout=1):
+            with socket.create_connection((host, port), timeout=1):
                 return True
         except OSError:
             return False
