@@ -16,6 +16,8 @@ BIGINT_MAX = 2**63 - 1
 INT_MAX = 2**31 - 1
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 """Times before this are a partner's null value or a wrong unit, never a real run."""
+GONE = "deleted at the source"
+"""The status_reason of a run that was unfinished when the partner stopped knowing it."""
 BEFORE_ALL = datetime(1, 1, 1, tzinfo=UTC)
 
 
@@ -93,6 +95,41 @@ class Run:
     ingested_at: datetime
     created_at: datetime
     updated_at: datetime
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A run that the ledger believes unfinished, with what it knows of it. All times are aware and in UTC."""
+
+    external_run_id: str
+    started_at: datetime | None
+    attempt: int
+    source_version: datetime | None
+    source_url: str | None
+    payload: Mapping[str, Any]
+
+    def gone(self, pipeline_id: UUID, observed_at: datetime) -> Observation:
+        """What is known of it once the partner has it no more: it ended, and nobody will ever say when or how.
+
+        It keeps the version of what was known, so that whatever the partner may still say of the run wins over it.
+        """
+        return Observation(
+            pipeline_id=pipeline_id,
+            external_run_id=self.external_run_id,
+            status=RunStatus.CANCELED,
+            started_at=self.started_at,
+            finished_at=None,
+            duration_seconds=None,
+            rows_processed=None,
+            error_message=None,
+            status_reason=GONE,
+            source_url=self.source_url,
+            payload=self.payload,
+            attempt=self.attempt,
+            progress=0,
+            source_version=self.source_version,
+            observed_at=observed_at,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

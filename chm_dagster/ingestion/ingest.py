@@ -9,14 +9,15 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from chm_dagster.domain.inventory import IngestedPipeline
-from chm_dagster.domain.runs import Observation, Rejection
+from chm_dagster.domain.runs import Observation, OpenRun, Rejection
 from chm_dagster.errors import Busy, ConfigError
 from chm_dagster.ingestion.landing import Landing
 from chm_dagster.ingestion.prefetch import prefetched
 from chm_dagster.ingestion.report import SAMPLES, IngestReport, PipelineReport
 from chm_dagster.partners.connections import partner_of
-from chm_dagster.partners.port import Done, Failed, Page, Partner, Target
+from chm_dagster.partners.port import Done, Failed, Gone, Page, Partner, Target
 from chm_dagster.warehouse.engine import Engine
+from chm_dagster.warehouse.open_runs import open_runs
 from chm_dagster.warehouse.runs import BATCH, Watermark
 from chm_dagster.warehouse.session import PATIENCE_SECONDS, LedgerWriter, ledger_writer
 
@@ -38,10 +39,19 @@ class Share:
     partner: Partner
     by_external_id: Mapping[str, Sequence[IngestedPipeline]]
 
-    def targets(self, since: datetime | None) -> list[Target]:
+    @property
+    def pipeline_ids(self) -> list[UUID]:
+        """Ids of all its pipelines."""
+        return [p.id for pipelines in self.by_external_id.values() for p in pipelines]
+
+    def targets(self, since: datetime | None, unfinished: Mapping[UUID, Sequence[OpenRun]]) -> list[Target]:
         """What to ask the partner for. Pipelines that share an external id are asked for once."""
         return [
-            Target(external_id, since or _oldest([p.synced_through for p in pipelines]))
+            Target(
+                external_id,
+                since or _oldest([p.synced_through for p in pipelines]),
+                tuple(run for p in pipelines for run in unfinished.get(p.id, ())),
+            )
             for external_id, pipelines in self.by_external_id.items()
         ]
 
@@ -59,13 +69,18 @@ def ingest(
     """Bring the runs of these pipelines up to date, from their watermarks on, or from `since` (the partner's time).
 
     A partner that cannot be read, or that another process is still ingesting after `patience` seconds, shows as `error`
-    of its pipelines; the others go on. Raises DatabaseUnavailable; the ledger then holds all of a connection's news or nothing of it.
+    of its pipelines; the others go on. Raises DatabaseUnavailable; the ledger then holds all of a connection's news or
+    nothing of it.
     """
     report = IngestReport(datetime.now(UTC))
     shares = _shares(partners, pipelines, report)
     with ledger_writer(engine) as writer:
         claimed = [share for share in shares if _claim(writer, share, report, patience)]
-        asyncio.run(_extract_all(claimed, landing, since, progress, writer))
+        # Read only now: until the claims, somebody else may have finished some of them.
+        asked = [id_ for share in claimed if share.partner.capabilities.finds_deletions for id_ in share.pipeline_ids]
+        unfinished = open_runs(engine, asked) if asked else {}
+        sweeps = [(share, share.targets(since, unfinished)) for share in claimed]
+        asyncio.run(_extract_all(sweeps, landing, progress, writer))
         for share in claimed:
             _merge_share(writer, share, landing, report)
     landing.save_report(report.as_dict())
@@ -123,32 +138,34 @@ def _claim(writer: LedgerWriter, share: Share, report: IngestReport, patience: f
 
 
 async def _extract_all(
-    shares: Sequence[Share], landing: Landing, since: datetime | None, progress: Progress, writer: LedgerWriter
+    sweeps: Sequence[tuple[Share, Sequence[Target]]], landing: Landing, progress: Progress, writer: LedgerWriter
 ) -> None:
     places = asyncio.Semaphore(CONNECTIONS_AT_ONCE)
 
-    async def extract(share: Share) -> None:
+    async def extract(share: Share, targets: Sequence[Target]) -> None:
         async with places:
-            await _extract(share, landing, since, progress, writer)
+            await _extract(share, targets, landing, progress, writer)
 
     async with asyncio.TaskGroup() as group:
-        for share in shares:
-            group.create_task(extract(share))
+        for share, targets in sweeps:
+            group.create_task(extract(share, targets))
 
 
 async def _extract(
-    share: Share, landing: Landing, since: datetime | None, progress: Progress, writer: LedgerWriter
+    share: Share, targets: Sequence[Target], landing: Landing, progress: Progress, writer: LedgerWriter
 ) -> None:
     """Land all that one connection says."""
     feed = share.partner.open_feed()
     try:
         with landing.writer(share.partner.name) as file:
-            async with aclosing(feed.sweep(share.targets(since))) as events:
+            async with aclosing(feed.sweep(targets)) as events:
                 async for event in events:
                     file.add(event)
                     writer.keep_alive()
                     if isinstance(event, Page):
                         progress(0, len(event.records))
+                    elif isinstance(event, Gone):
+                        progress(0, len(event.runs))
                     else:
                         progress(sum(len(share.by_external_id[i]) for i in event.external_ids), 0)
     finally:
@@ -179,20 +196,17 @@ def _mapped(
     rejections: list[tuple[str, Rejection]],
 ) -> Iterator[Observation]:
     """The observations that landed; everything else of what landed goes to the reports, watermarks and rejections."""
-    map_record = share.partner.map_record
     for event in landing.events(share.partner.name):
-        if isinstance(event, Page):
-            for external_id, record in event.records:
-                for pipeline in share.by_external_id.get(external_id, ()):
-                    mapped = map_record(pipeline.id, record, event.observed_at)
-                    row = reports[pipeline.id]
-                    row.fetched += 1
-                    if isinstance(mapped, Rejection):
-                        rejections.append((row.key, mapped))
-                        _note_rejection(row, mapped)
-                    else:
-                        _note(row, mapped)
-                        yield mapped
+        if isinstance(event, Page | Gone):
+            for pipeline, mapped in _mapped_records(share, event):
+                row = reports[pipeline.id]
+                row.fetched += 1
+                if isinstance(mapped, Rejection):
+                    rejections.append((row.key, mapped))
+                    _note_rejection(row, mapped)
+                else:
+                    _note(row, mapped)
+                    yield mapped
         elif isinstance(event, Failed):
             for pipeline in _of(share, event):
                 reports[pipeline.id].error = str(event.error)
@@ -200,6 +214,18 @@ def _mapped(
             for pipeline in _of(share, event):
                 reports[pipeline.id].synced_through = event.synced_through
                 watermarks.append(Watermark(pipeline.id, event.synced_through, event.observed_at))
+
+
+def _mapped_records(share: Share, event: Page | Gone) -> Iterator[tuple[IngestedPipeline, Observation | Rejection]]:
+    """What each of these records says of each pipeline that it belongs to."""
+    if isinstance(event, Gone):
+        for pipeline in share.by_external_id.get(event.external_id, ()):
+            yield from ((pipeline, run.gone(pipeline.id, event.observed_at)) for run in event.runs)
+        return
+    map_record = share.partner.map_record
+    for external_id, record in event.records:
+        for pipeline in share.by_external_id.get(external_id, ()):
+            yield pipeline, map_record(pipeline.id, record, event.observed_at)
 
 
 def _of(share: Share, event: Done | Failed) -> Iterator[IngestedPipeline]:

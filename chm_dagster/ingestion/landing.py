@@ -1,6 +1,7 @@
 """What partners said, kept as they said it: one folder for each ingestion, so that it can be mapped again.
 
-A folder holds `records/<connection>.jsonl.gz` (pages, and how each pipeline's pass ended, in the order of arrival),
+A folder holds `records/<connection>.jsonl.gz` (pages, runs that are gone, and how each pipeline's pass ended, in the
+order of arrival),
 `rejected.jsonl` (the records that are not runs, with the reason) and `report.json` (what became of everything).
 """
 
@@ -18,9 +19,9 @@ from uuid import UUID
 
 import orjson
 
-from chm_dagster.domain.runs import Rejection
+from chm_dagster.domain.runs import OpenRun, Rejection
 from chm_dagster.errors import InputError, Permanent
-from chm_dagster.partners.port import Done, Failed, Page
+from chm_dagster.partners.port import Done, Failed, Gone, Page
 
 _RECORDS, _REJECTED, _REPORT = "records", "rejected.jsonl", "report.json"
 _SUFFIX = ".jsonl.gz"
@@ -39,7 +40,7 @@ class Landing:
         path.parent.mkdir(parents=True, exist_ok=True)
         return LandingWriter(path)
 
-    def events(self, connection: str) -> Iterator[Page | Done | Failed]:
+    def events(self, connection: str) -> Iterator[Page | Done | Failed | Gone]:
         """What this connection's feed said, in order."""
         return (_event(line) for line in _lines(self._records(connection)))
 
@@ -48,9 +49,9 @@ class Landing:
         return sorted(unquote(path.name.removesuffix(_SUFFIX)) for path in self.folder.glob(f"{_RECORDS}/*{_SUFFIX}"))
 
     def count_records(self) -> int:
-        """How many records the partners sent, told by the files alone."""
+        """How many records the partners sent, and runs they have no more, told by the files alone."""
         lines = (line for connection in self.connections() for line in _lines(self._records(connection)))
-        return sum(len(line["records"]) for line in lines if line["kind"] == "page")
+        return sum(len(line.get("records", ())) + len(line.get("runs", ())) for line in lines)
 
     def save_rejections(self, rejections: Iterable[tuple[str, Rejection]]) -> None:
         """Keep rejected records, each with the key of its pipeline, behind those already kept."""
@@ -94,7 +95,7 @@ class LandingWriter:
         assert self._file is not None  # noqa: S101 - only used as a context manager
         self._file.close()
 
-    def add(self, event: Page | Done | Failed) -> None:
+    def add(self, event: Page | Done | Failed | Gone) -> None:
         """Keep what the feed said."""
         assert self._file is not None  # noqa: S101 - only used as a context manager
         self._file.write(_encode(_line(event)) + b"\n")
@@ -145,7 +146,8 @@ def _encode(line: dict[str, Any]) -> bytes:
     try:
         return json.dumps(line, default=_iso).encode()
     except RecursionError:
-        # A hostile record is nested beyond what Python can write. It becomes a record that mapping rejects.
+        # A hostile record is nested beyond what Python can write. It becomes a record that mapping rejects. Only a
+        # page holds such records: what the ledger knows of a run has been through the mapping.
         records = [(external_id, _writable(record)) for external_id, record in line["records"]]
         return json.dumps({**line, "records": records}, default=_iso).encode()
 
@@ -169,22 +171,32 @@ def _iso(value: datetime) -> str:
     return value.isoformat()
 
 
-def _line(event: Page | Done | Failed) -> dict[str, Any]:
+def _line(event: Page | Done | Failed | Gone) -> dict[str, Any]:
     if isinstance(event, Page):
         return {"kind": "page", "observed_at": event.observed_at, "records": event.records}
     if isinstance(event, Done):
         return {"kind": "done", **dataclasses.asdict(event)}
+    if isinstance(event, Gone):
+        return {"kind": "gone", **dataclasses.asdict(event)}
     return {"kind": "failed", "external_ids": event.external_ids, "error": str(event.error)}
 
 
-def _event(line: dict[str, Any]) -> Page | Done | Failed:
+def _event(line: dict[str, Any]) -> Page | Done | Failed | Gone:
     if line["kind"] == "page":
         records = [(external_id, record) for external_id, record in line["records"]]
         return Page(records, datetime.fromisoformat(line["observed_at"]))
     if line["kind"] == "done":
         times = (datetime.fromisoformat(line[name]) for name in ("synced_through", "observed_at"))
         return Done(line["external_ids"], *times)
+    if line["kind"] == "gone":
+        runs = [_open_run(run) for run in line["runs"]]
+        return Gone(line["external_id"], runs, datetime.fromisoformat(line["observed_at"]))
     return Failed(line["external_ids"], Permanent(line["error"]))
+
+
+def _open_run(data: dict[str, Any]) -> OpenRun:
+    times = {name: data[name] and datetime.fromisoformat(data[name]) for name in ("started_at", "source_version")}
+    return OpenRun(**{**data, **times})
 
 
 def new_name(now: datetime, unique: UUID) -> str:

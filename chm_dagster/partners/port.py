@@ -3,19 +3,25 @@
 import dataclasses
 from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
-from chm_dagster.domain.runs import Observation, Rejection
+from chm_dagster.domain.inventory import PipelineType, Platform
+from chm_dagster.domain.runs import Observation, OpenRun, Rejection
 from chm_dagster.errors import PartnerError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Target:
-    """A pipeline to ask for. `since` is its watermark in the partner's time; None asks for all of its history."""
+    """A pipeline to ask for. `since` is its watermark in the partner's time; None asks for all of its history.
+
+    `open_runs` are the runs that the ledger believes unfinished: a feed that can tell says of each of them what became
+    of it, also if it is no longer there.
+    """
 
     external_id: str
     since: datetime | None
+    open_runs: tuple[OpenRun, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,6 +32,18 @@ class Page:
     """
 
     records: Sequence[tuple[str, Any]]
+    observed_at: datetime
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Gone:
+    """Runs of one pipeline that the ledger believes unfinished and that the partner has no more.
+
+    `observed_at` is when the request that did not find them started, by our clock.
+    """
+
+    external_id: str
+    runs: Sequence[OpenRun]
     observed_at: datetime
 
 
@@ -50,11 +68,49 @@ class Failed:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that a probe looked into: `topic` is version, auth or rights."""
+
+    topic: str
+    ok: bool
+    sentence: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Probe:
-    """What `chm partner check` found out: who answered, and what it can do."""
+    """What `chm partner check` found out: who answered, and what it can do. `detail` says all of it in one line."""
 
     ok: bool
     detail: str
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SourcePipeline:
+    """A pipeline as the partner lists it. `name` is for people; it need not be unique."""
+
+    external_id: str
+    name: str
+    pipeline_type: PipelineType
+    is_active: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a partner's API can tell. `scope` is what one sweep covers: the account, a list of ids, one pipeline.
+
+    `reopens`: a finished run may run again under its id. `finds_deletions`: an unfinished run that vanished is told of
+    as gone. `retention_days`: how long the partner keeps runs; an outage longer than that leaves a gap.
+    """
+
+    scope: Literal["account", "ids", "pipeline"] = "pipeline"
+    reopens: bool = False
+    gives_errors: bool = False
+    gives_rows: bool = False
+    finds_deletions: bool = False
+    lists_pipelines: bool = False
+    retention_days: int | None = None
+    requests_per_minute: float | None = None
 
 
 class RunFeed(Protocol):
@@ -63,7 +119,7 @@ class RunFeed(Protocol):
     overlap: timedelta
     """How far each sweep reaches back behind the watermark: rows are stamped before they are visible."""
 
-    def sweep(self, targets: Sequence[Target]) -> AsyncGenerator[Page | Done | Failed, None]:
+    def sweep(self, targets: Sequence[Target]) -> AsyncGenerator[Page | Done | Failed | Gone, None]:
         """Fetch the targets' runs, with bounded concurrency, and report as answers come in."""
         ...
 
@@ -73,6 +129,14 @@ class RunFeed(Protocol):
 
     async def aclose(self) -> None:
         """Give the connections back."""
+        ...
+
+
+class PipelineList(Protocol):
+    """A feed that can list the partner's pipelines."""
+
+    async def discover(self) -> Sequence[SourcePipeline]:
+        """All pipelines that our credentials may see. Raises PartnerError."""
         ...
 
 
@@ -86,8 +150,14 @@ class MapRecord(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Partner:
-    """One connection, ready to use. `open_feed` is called inside the event loop that will use the feed."""
+    """One connection, ready to use. `open_feed` is called inside the event loop that will use the feed.
+
+    `platform` is whose pipelines it tells of by default, None for any; `is_default` prefers it among several.
+    """
 
     name: str
     open_feed: Callable[[], RunFeed]
     map_record: MapRecord
+    platform: Platform | None = None
+    is_default: bool = False
+    capabilities: Capabilities = Capabilities()

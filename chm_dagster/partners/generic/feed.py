@@ -5,28 +5,23 @@ worth it only for many pipelines that are equally far behind: a few that are new
 send everybody's history again, so these few are read on their own.
 """
 
-import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 from chm_dagster.errors import AuthError, PartnerError, Permanent, SchemaDrift
-from chm_dagster.partners.http import Answer, PartnerHttp, Refused
+from chm_dagster.partners.guards import MAX_PAGES, PageGuard
+from chm_dagster.partners.http import Answer, PartnerHttp
 from chm_dagster.partners.port import Done, Failed, Page, Probe, Target
 from chm_dagster.partners.retry import Breaker
+from chm_dagster.partners.sweeping import DEFAULT_OVERLAP, Event, Sorter, batches, done, merged, side_by_side
+from chm_dagster.partners.verdicts import Refused
 
 logger = logging.getLogger(__name__)
 
-Event: TypeAlias = Page | Done | Failed
-
-DEFAULT_OVERLAP = timedelta(minutes=5)
-STRAGGLER = timedelta(hours=1)
-"""How far behind the newest watermark a pipeline may be and still share its account-wide pass."""
-MAX_EMPTY_PAGES = 10
-MAX_CURSOR_CHARS = 4_096
 _ABSENT = frozenset({404, 405, 501})
 
 
@@ -44,7 +39,7 @@ class GenericFeed:
         *,
         overlap: timedelta = DEFAULT_OVERLAP,
         account_threshold: int = 50,
-        max_pages: int = 10_000,
+        max_pages: int = MAX_PAGES,
         page_limit: int | None = 1_000,
     ) -> None:
         self.overlap = overlap
@@ -70,7 +65,7 @@ class GenericFeed:
         Close the generator (`contextlib.aclosing`) to stop early; requests under way are cancelled.
         """
         breaker = Breaker(patience=self._http.policy.max_wait)
-        groups, singles = self._plan(_merged(targets))
+        groups, singles = self._plan(merged(targets))
         for group in groups:
             if self._has_account_endpoint:
                 async with aclosing(self._account_pass(group, breaker)) as events:
@@ -78,7 +73,8 @@ class GenericFeed:
                         yield event
             if not self._has_account_endpoint:
                 singles.extend(group)
-        async with aclosing(self._one_by_one(singles, breaker)) as events:
+        work = partial(self._pipeline_pass, breaker=breaker)
+        async with aclosing(side_by_side(singles, work, self._http.policy.concurrency)) as events:
             async for event in events:
                 yield event
 
@@ -111,13 +107,9 @@ class GenericFeed:
 
     def _plan(self, targets: Sequence[Target]) -> tuple[list[list[Target]], list[Target]]:
         """Groups for account-wide passes, and the targets to be read one by one."""
-        new = [t for t in targets if t.since is None]
-        newest = max((t.since for t in targets if t.since), default=None)
-        level = [t for t in targets if t.since and newest and t.since >= newest - STRAGGLER]
-        behind = [t for t in targets if t.since and newest and t.since < newest - STRAGGLER]
         groups: list[list[Target]] = []
         singles: list[Target] = []
-        for batch in (level, behind, new):
+        for batch in batches(targets):
             if len(batch) > self._account_threshold:
                 groups.append(batch)
             else:
@@ -127,7 +119,7 @@ class GenericFeed:
     async def _account_pass(self, group: Sequence[Target], breaker: Breaker) -> AsyncGenerator[Event, None]:
         wanted = tuple(t.external_id for t in group)
         since = min((t.since for t in group if t.since), default=None)
-        sorter = _Sorter(wanted)
+        sorter = Sorter(wanted, _owners, "pipeline_id")
         first: Answer | None = None
         try:
             async for answer, runs in self._pages(("runs",), since, breaker):
@@ -164,39 +156,6 @@ class GenericFeed:
         else:
             yield self._done((asked,), first)
 
-    async def _one_by_one(self, targets: Sequence[Target], breaker: Breaker) -> AsyncGenerator[Event, None]:
-        """A few workers share the targets. The queue is short: a slow reader slows the requests, not the memory."""
-        workers = min(self._http.policy.concurrency, len(targets))
-        todo = iter(targets)
-        events: asyncio.Queue[Event | Exception | None] = asyncio.Queue(maxsize=max(1, workers))
-        tasks = [asyncio.create_task(self._work(todo, events, breaker)) for _ in range(workers)]
-        try:
-            while workers:
-                event = await events.get()
-                if event is None:
-                    workers -= 1
-                elif isinstance(event, Exception):
-                    raise event
-                else:
-                    yield event
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _work(
-        self, todo: Iterator[Target], events: "asyncio.Queue[Event | Exception | None]", breaker: Breaker
-    ) -> None:
-        try:
-            for target in todo:
-                async for event in self._pipeline_pass(target, breaker):
-                    await events.put(event)
-        except Exception as bug:
-            # Left in the task, it would leave the reader waiting for ever.
-            await events.put(bug)
-        else:
-            await events.put(None)
-
     async def _pages(
         self, path: Sequence[str], since: datetime | None, breaker: Breaker
     ) -> AsyncGenerator[tuple[Answer, list[Any]], None]:
@@ -206,81 +165,25 @@ class GenericFeed:
             params["updated_since"] = since.astimezone(UTC).isoformat().replace("+00:00", "Z")
         if self._page_limit is not None:
             params["limit"] = str(self._page_limit)
-        seen: set[str] = set()
-        empty = 0
-        for _ in range(self._max_pages):
+        guard = PageGuard(self._http.connection, self._max_pages)
+        while True:
             answer = await breaker.call(partial(self._http.get_json, path, dict(params)))
             runs = _list_of(answer.body, "runs", self._http.connection)
-            cursor = self._next_cursor(answer.body)
+            if "next_cursor" not in answer.body:
+                # It could mean the last page, or that the rest will never be told of.
+                raise self._drift("next_cursor is missing")
+            cursor = guard.cursor(answer.body["next_cursor"])
             yield answer, runs
             if cursor is None:
                 return
-            if cursor in seen:
-                raise self._drift("cursor loop: a page points back to one that was read")
-            seen.add(cursor)
-            empty = 0 if runs else empty + 1
-            if empty > MAX_EMPTY_PAGES:
-                raise self._drift(f"more than {MAX_EMPTY_PAGES} empty pages in a row, each with a next cursor")
+            guard.next_page(len(runs))
             params["cursor"] = cursor
-        raise self._drift(f"no end after {self._max_pages} pages")
-
-    def _next_cursor(self, body: Mapping[str, Any]) -> str | None:
-        """The cursor of the next page, None on the last one. A missing key is drift: it could mean either."""
-        if "next_cursor" not in body:
-            raise self._drift("next_cursor is missing")
-        cursor = body["next_cursor"]
-        if cursor is None or cursor == "":
-            return None
-        if isinstance(cursor, int) and not isinstance(cursor, bool):
-            cursor = str(cursor)
-        if not isinstance(cursor, str) or len(cursor) > MAX_CURSOR_CHARS:
-            raise self._drift(f"next_cursor is not a string of at most {MAX_CURSOR_CHARS} characters")
-        return cursor
 
     def _done(self, external_ids: Sequence[str], first: Answer | None) -> Done:
-        if first is None:
-            raise AssertionError("a pass ended well without an answer")
-        synced_through = (first.server_time or first.observed_at) - self.overlap
-        return Done(external_ids, synced_through, first.observed_at)
+        return done(external_ids, first, self.overlap)
 
     def _drift(self, what: str) -> SchemaDrift:
         return SchemaDrift(f"connection {self._http.connection}: {what}")
-
-
-class _Sorter:
-    """Gives account-wide records to the pipelines that were asked for, and counts the rest."""
-
-    def __init__(self, wanted: Sequence[str]) -> None:
-        self._wanted = frozenset(wanted)
-        self._foreign = 0
-        self._homeless = 0
-
-    def sort(self, runs: Sequence[Any]) -> list[tuple[str, Any]]:
-        records = []
-        for run in runs:
-            owner = _pipeline_id(run)
-            if owner is None:
-                self._homeless += 1
-            elif owner in self._wanted:
-                records.append((owner, run))
-            else:
-                self._foreign += 1
-        return records
-
-    def report(self, connection: str) -> None:
-        if self._foreign:
-            logger.info("connection %s: dropped %d runs of pipelines outside this pass", connection, self._foreign)
-        if self._homeless:
-            logger.warning("connection %s: dropped %d records without a pipeline_id", connection, self._homeless)
-
-
-def _merged(targets: Sequence[Target]) -> list[Target]:
-    """Each external id once, with its earliest `since` (None is the earliest of all)."""
-    since: dict[str, datetime | None] = {}
-    for target in targets:
-        known = since.get(target.external_id, target.since)
-        since[target.external_id] = min(known, target.since) if known and target.since else None
-    return [Target(external_id, start) for external_id, start in since.items()]
 
 
 def _list_of(body: Mapping[str, Any], key: str, connection: str) -> list[Any]:
@@ -288,6 +191,11 @@ def _list_of(body: Mapping[str, Any], key: str, connection: str) -> list[Any]:
     if not isinstance(value, list):
         raise SchemaDrift(f"connection {connection}: {key} is missing or not a list")
     return value
+
+
+def _owners(run: Any) -> Sequence[str] | None:
+    owner = _pipeline_id(run)
+    return None if owner is None else (owner,)
 
 
 def _pipeline_id(run: Any) -> str | None:
