@@ -197,6 +197,13 @@ runs = sa.Table(
     _check(readable_time("finished_at"), "finished_at_readable"),
     _check(readable_time("source_version"), "source_version_readable"),
     _check(readable_time("observed_at"), "observed_at_readable"),
+    # Only runs that were recorded with an idempotency key are in it: none that a partner tells of.
+    sa.Index(
+        "ix_runs_idempotency_keys",
+        sa.literal_column("(payload -> 'chm_idempotency')"),
+        postgresql_using="gin",
+        postgresql_where=sa.text("payload ? 'chm_idempotency'"),
+    ),
     comment="Executions of pipelines, one row each however often a partner tells of them",
 )
 
