@@ -37,7 +37,8 @@ class Landing:
     def writer(self, connection: str) -> "LandingWriter":
         """Start the file of this connection's records anew. Use as a context manager."""
         path = self._records(connection)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
+        path.parent.mkdir(exist_ok=True)
         return LandingWriter(path)
 
     def events(self, connection: str) -> Iterator[Page | Done | Failed | Gone]:
@@ -62,7 +63,7 @@ class Landing:
 
     def save_report(self, report: dict[str, Any]) -> None:
         """Write the report in one step: it is whole or not there."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         temporary = self.folder / (_REPORT + ".new")
         temporary.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
         temporary.replace(self.folder / _REPORT)
@@ -74,6 +75,11 @@ class Landing:
             return None
         report: dict[str, Any] = orjson.loads(path.read_bytes())
         return report
+
+    def _make_folder(self) -> None:
+        # Records are kept as they came, before secrets are masked: nobody else may walk in, whatever the home allows.
+        self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
 
     def _records(self, connection: str) -> Path:
         return self.folder / _RECORDS / (quote(connection, safe="") + _SUFFIX)
