@@ -55,8 +55,16 @@ def _describe(app: FastAPI) -> dict[str, Any]:
     for path, operations in schema["paths"].items():
         for operation in operations.values():
             _share(operation, components["schemas"])
+            for parameter in operation.get("parameters", ()):
+                # Said of the parameter itself already.
+                parameter["schema"].pop("description", None)
+                parameter["schema"].pop("title", None)
             if path in PUBLIC:
                 operation["security"] = []
+    for model in components["schemas"].values():
+        for described in model.get("properties", {}).values():
+            # Pydantic's titles are the names over again.
+            described.pop("title", None)
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)
     components["responses"] = {code: _error(status) for status, (code, _) in sorted(CODES.items()) if status != 405}

@@ -35,6 +35,10 @@ Moment = Annotated[datetime, BeforeValidator(_moment)]
 """A time, as ISO 8601 with an offset."""
 
 
+Integer = Annotated[int, BeforeValidator(_digits)]
+"""A whole number, spelled as people spell it."""
+
+
 class In(BaseModel):
     """Parameters of a query."""
 
@@ -44,7 +48,7 @@ class In(BaseModel):
 class ListQuery(In):
     """Which part of a list."""
 
-    limit: Annotated[int, BeforeValidator(_digits)] = Field(100, ge=1, le=MAX_LIMIT)
+    limit: Integer = Field(100, ge=1, le=MAX_LIMIT)
     cursor: str | SkipJsonSchema[None] = Field(None, description="The `next_cursor` of the part before.")
 
     @property
