@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -120,10 +121,44 @@ def test_every_command_names_programs_modules_and_files_that_exist(service: str,
         assert words[1] in typer.main.get_command(app).commands, f"{service}: no such command"  # type: ignore[attr-defined]
     for option, value in itertools.pairwise(words):
         if option in ("-m", "--module-name"):
-            assert importlib.util.find_spec(value), f"{service}: no module {value}"
+            assert starts(value) if option == "-m" else importlib.util.find_spec(value), f"{service}: no {value}"
     for word in words:
         if word.startswith("/app/"):
             assert (ROOT / word.removeprefix("/app/")).is_file(), f"{service}: no file {word}"
+
+
+def starts(module: str) -> bool:
+    """Whether `python -m` finds something to run."""
+    spec = importlib.util.find_spec(module)
+    return spec is not None and (
+        spec.submodule_search_locations is None or importlib.util.find_spec(f"{module}.__main__") is not None
+    )
+
+
+def test_a_package_without_a_main_does_not_start() -> None:
+    assert starts("chm_dagster.api") and not starts("chm_dagster.domain") and not starts("chm_dagster.nothing")
+
+
+PROBE = re.compile(r"http://127\.0\.0\.1:(\d+)(/\w+)")
+PATHS = {"webserver": {"/server_info"}, "api": {"/readyz"}}
+"""Dagster's webserver is not ours; the API's paths are looked up in it below."""
+
+
+@pytest.mark.parametrize("service", PATHS)
+def test_health_is_asked_for_where_the_service_listens_and_is_published(service: str) -> None:
+    spec = services(load())[service]
+    ((port, path),) = PROBE.findall(" ".join(spec["healthcheck"]["test"]))
+    assert path in PATHS[service]
+    (published,) = spec["ports"]
+    assert published.endswith(f":{port}")
+    said = [*spec["command"], *map(str, spec["environment"].values())]
+    assert port in said, "it is told to listen there"
+
+
+def test_the_api_asks_nobody_for_a_token_where_its_health_is_asked_for() -> None:
+    from chm_dagster.api.guarding import PUBLIC
+
+    assert PATHS["api"] <= PUBLIC
 
 
 def test_every_service_of_ours_starts_something() -> None:
