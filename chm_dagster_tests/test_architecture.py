@@ -200,7 +200,9 @@ def test_each_wall_notices_an_intruder(contract: str, intruded: str) -> None:
 
 def contracts() -> dict[str, dict[str, Any]]:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    return {contract["name"]: contract for contract in config["tool"]["importlinter"]["contracts"]}
+    found = {contract["name"]: contract for contract in config["tool"]["importlinter"]["contracts"]}
+    assert len(found) == len(config["tool"]["importlinter"]["contracts"]), "two contracts of one name"
+    return found
 
 
 def parts() -> set[str]:
