@@ -31,18 +31,24 @@ class Airflow:
     passwords: dict[str, str]
     client: httpx.Client
 
+    @property
+    def history(self) -> list[str]:
+        """Run ids of the busy DAG that were there at the start, by name."""
+        return sorted(run_id for dag_id, run_id in self.words() if dag_id == BUSY and run_id.startswith("scheduled__"))
+
     def words(self) -> Words:
         words: dict[tuple[str, str], Word] = {}
-        offset = 0
-        while True:
-            query = {"limit": 100, "offset": offset, "order_by": "id"}
-            page = ask(self.client, "GET", "/api/v2/dags/~/dagRuns", params=query).json()["dag_runs"]
-            if not page:
-                return words
-            for run in page:
+        offset, total = 0, None
+        while total is None or offset < total:
+            query = {"page_limit": 5_000, "page_offset": offset, "order_by": "id"}
+            body = ask(self.client, "POST", "/api/v2/dags/~/dagRuns/list", json=query).json()
+            for run in body["dag_runs"]:
                 key = (run["dag_id"], run["dag_run_id"])
-                words[key] = Word(STATUS[run["state"]], moment(run["start_date"]), moment(run["end_date"]))
-            offset += len(page)
+                times = (moment(run[name]) for name in ("start_date", "end_date", "queued_at", "run_after"))
+                words[key] = Word.of(STATUS[run["state"]], *times)
+            offset, total = offset + len(body["dag_runs"]), body["total_entries"]
+        assert len(words) == total
+        return words
 
     def trigger(self, dag_id: str, run_id: str, *, after: timedelta | None = None) -> None:
         body: dict[str, Any] = {"dag_run_id": run_id, "logical_date": None}
@@ -63,6 +69,9 @@ class Airflow:
     def clear(self, dag_id: str, run_id: str) -> None:
         ask(self.client, "POST", f"{self._path(dag_id, run_id)}/clear", json={"dry_run": False})
 
+    def pause(self, dag_id: str, *, paused: bool) -> None:
+        ask(self.client, "PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": paused})
+
     def delete(self, dag_id: str, run_id: str) -> None:
         ask(self.client, "DELETE", self._path(dag_id, run_id))
 
@@ -80,7 +89,7 @@ def airflow() -> Iterator[Airflow]:
         environ = _environ(here, port, passwords)
         here.run(environ, "airflow", "db", "migrate")
         here.run(environ, "airflow", "dags", "reserialize")
-        here.run(environ, "python", str(HERE / "history.py"), json.dumps(dict.fromkeys(FLEET, 1) | {BUSY: BUSY_RUNS}))
+        here.run(environ, "python", str(HERE / "history.py"), str(BUSY_RUNS))
         healthy = answers(f"{base_url}/api/v2/monitor/health")
         serve = ["airflow", "api-server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
         here.start("api-server", environ, serve, healthy)

@@ -11,6 +11,10 @@ from chm_dagster.ingestion.landing import LandingZone
 from chm_dagster.local.postgres import EmbeddedPostgres
 from chm_dagster.warehouse.engine import make_engine
 
+# Their asserts should say as much as those in the tests.
+for _module in ("airflow_server", "dagster_server", "ledger", "prefect_server", "server"):
+    pytest.register_assert_rewrite(f"chm_dagster_tests.real_partners.{_module}")
+
 
 @pytest.fixture(scope="module")
 def ledger_engine(postgres: EmbeddedPostgres, request: pytest.FixtureRequest) -> Iterator[sa.Engine]:

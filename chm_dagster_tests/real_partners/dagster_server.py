@@ -22,7 +22,7 @@ telemetry: {enabled: false}
 run_coordinator: {module: dagster.core.run_coordinator, class: DefaultRunCoordinator}
 """
 
-RUNS = "query { runsOrError { ... on Runs { results { runId jobName status startTime endTime } } } }"
+RUNS = "query { runsOrError { ... on Runs { results { runId jobName status startTime endTime creationTime } } } }"
 STATE = "query($run: ID!) { runOrError(runId: $run) { __typename ... on Run { status } } }"
 LAUNCH = """
 mutation($job: String!) { launchRun(executionParams: {mode: "default", runConfigData: {}, selector: {
@@ -47,11 +47,18 @@ class Dagster:
 
     def words(self) -> Words:
         return {
-            (run["jobName"], run["runId"]): Word(
-                ENDS.get(run["status"], "running"), _moment(run["startTime"]), _moment(run["endTime"])
+            (run["jobName"], run["runId"]): Word.of(
+                ENDS.get(run["status"], "running"),
+                *(_moment(run[name]) for name in ("startTime", "endTime", "creationTime")),
             )
             for run in self._ask(RUNS)["runsOrError"]["results"]
         }
+
+    def newest(self, job: str) -> str:
+        """The id of a job's last run."""
+        runs = self._ask(RUNS)["runsOrError"]["results"]
+        run_id: str = next(run["runId"] for run in runs if run["jobName"] == job)
+        return run_id
 
     def trigger(self, job: str) -> str:
         return self._launched("launchRun", LAUNCH, job=job)

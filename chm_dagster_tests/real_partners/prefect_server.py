@@ -35,14 +35,14 @@ class Prefect:
         offset = 0
         while True:
             query = {"limit": PAGE, "offset": offset, "sort": "ID_DESC"}
-            page = ask(self.client, "POST", "/flow_runs/filter", json=query).json()
+            page = self._filter(query)
             if not page:
                 return words
             for run in page:
                 status = _status(run["state"])
-                if status is not None:
-                    times = moment(run["start_time"]), moment(run["end_time"])
-                    words[run["deployment_id"], run["id"]] = Word(status, *times)
+                if status is not None and run["deployment_id"] is not None:
+                    times = (moment(run[name]) for name in ("start_time", "end_time", "expected_start_time"))
+                    words[run["deployment_id"], run["id"]] = Word.of(status, *times)
             offset += len(page)
 
     def deploy(self, name: str, **fields: Any) -> None:
@@ -63,9 +63,45 @@ class Prefect:
         run_id: str = ask(self.client, "POST", path, json=body).json()["id"]
         return run_id
 
-    def set_state(self, run_id: str, type_: str, name: str | None = None, message: str | None = None) -> None:
-        state = {"type": type_, "name": name, "message": message}
-        ask(self.client, "POST", f"/flow_runs/{run_id}/set_state", json={"state": state, "force": False})
+    def trigger_without_deployment(self) -> None:
+        """A run that belongs to no pipeline, as from a script on somebody's laptop."""
+        flow = ask(self.client, "POST", "/flows/", json={"name": "ad-hoc"}).json()["id"]
+        ask(self.client, "POST", "/flow_runs/", json={"flow_id": flow, "state": {"type": "RUNNING"}})
+
+    def set_state(
+        self,
+        run_id: str,
+        type_: str,
+        name: str | None = None,
+        *,
+        message: str | None = None,
+        at: datetime | None = None,
+        force: bool = False,
+    ) -> None:
+        """Propose a state, or force it. `at` is when a scheduled run is to start."""
+        details = {} if at is None else {"scheduled_time": at.isoformat()}
+        state = {"type": type_, "name": name, "message": message, "state_details": details}
+        answer = ask(self.client, "POST", f"/flow_runs/{run_id}/set_state", json={"state": state, "force": force})
+        assert answer.json()["status"] == "ACCEPT", answer.json()
+
+    def first(self, name: str) -> str:
+        """The id of a deployment's only run."""
+        (run_id,) = (run_id for deployment, run_id in self.words() if deployment == self.deployments[name])
+        return run_id
+
+    def scheduled(self, name: str) -> str:
+        """The id of a run of this deployment that the server's scheduler has made for the future."""
+        query = {
+            "deployments": {"id": {"any_": [self.deployments[name]]}},
+            "flow_runs": {"state": {"name": {"any_": ["Scheduled"]}}},
+        }
+        wait_until("the scheduler has made runs", lambda: bool(self._filter(query)))
+        run_id: str = self._filter(query)[0]["id"]
+        return run_id
+
+    def _filter(self, query: dict[str, Any]) -> list[dict[str, Any]]:
+        runs: list[dict[str, Any]] = ask(self.client, "POST", "/flow_runs/filter", json=query).json()
+        return runs
 
     def state(self, run_id: str) -> str:
         """The state as `TYPE/Name`."""

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import httpx
@@ -18,6 +18,14 @@ class Word:
     status: str
     started_at: datetime | None
     finished_at: datetime | None
+
+    @classmethod
+    def of(cls, status: str, started: datetime | None, finished: datetime | None, *waiting: datetime | None) -> "Word":
+        """A run that has not started is put at the newest time since when it waits, unless that is still to come."""
+        since = max((moment for moment in waiting if moment), default=None)
+        if started is None and since is not None and since <= datetime.now(UTC):
+            started = since
+        return cls(status, started, None if status == "running" else finished)
 
 
 Words = Mapping[tuple[str, str], Word]
