@@ -23,7 +23,8 @@ _NOT_PLACES = frozenset({"localtime", "Factory"})
 
 def cron(value: object, field: str) -> str:
     """A cron expression of five fields, with one blank between them. Raises InputError, also if it never comes true."""
-    fields = line(MAX_CRON_CHARS)(value, field).split()
+    # Crontabs are often set with tabs.
+    fields = line(MAX_CRON_CHARS)(" ".join(value.split()) if isinstance(value, str) else value, field).split()
     if len(fields) != 5:
         raise InputError(field, f"has {len(fields)} fields; send five, such as 0 6 * * 1-5")
     expression = " ".join(fields)

@@ -59,6 +59,8 @@ def database_errors() -> Iterator[None]:
         if is_passing(error):
             raise DatabaseUnavailable(_first_line(error)) from error
         raise
+    except sa.exc.TimeoutError as error:
+        raise DatabaseUnavailable("all of this process's database connections are in use; try again") from error
 
 
 def is_passing(error: BaseException | None) -> bool:

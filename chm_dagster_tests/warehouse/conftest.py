@@ -1,0 +1,44 @@
+"""The warehouse over a migrated, empty database, and ways to let several threads at it at once."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from chm_dagster.domain.inventory import Pipeline
+from chm_dagster.warehouse.warehouse import Warehouse
+
+
+@pytest.fixture
+def warehouse(engine: sa.Engine) -> Warehouse:
+    return Warehouse(engine)
+
+
+@pytest.fixture
+def orders(warehouse: Warehouse) -> Pipeline:
+    """acme/orders: a pipeline that no partner feeds."""
+    warehouse.clients.create("Acme")
+    return warehouse.pipelines.create("acme", {"name": "Orders", "platform": "cron", "pipeline_type": "ingestion"})
+
+
+def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What each call returned or raised, all of them begun at the same moment in threads of their own."""
+    answers: list[Any] = [None] * len(calls)
+    start = threading.Barrier(len(calls))
+
+    def run(n: int) -> None:
+        start.wait(timeout=30)
+        try:
+            answers[n] = calls[n]()
+        except Exception as error:
+            answers[n] = error
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    return answers
