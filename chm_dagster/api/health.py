@@ -46,6 +46,7 @@ _GIVEN = {
     "bool": bool,
 }
 _NEVER_NULL = {"client_slug", "client_name", "pipeline_slug", "pipeline_name", "platform", "environment", "label"}
+_ABSENT: Any = SkipJsonSchema[None]  # type: ignore[misc]
 # Clients and pipelines are named here as everywhere in the API: by id or slug.
 _REFERENCES = {
     "client_slug": ("client", "Only this client: its id or slug."),
@@ -77,7 +78,7 @@ def _parameter(parameter: Parameter) -> tuple[str, Any]:
     kind: Any = Literal[parameter.choices] if parameter.choices else _TAKEN[parameter.type]
     usual = "" if parameter.default == "null" else f"Without it: {parameter.default}."
     return name, (
-        kind | Annotated[None, SkipJsonSchema()],
+        kind | _ABSENT,
         Field(None, description=f"{meaning} {usual}".strip() or None),
     )
 

@@ -126,8 +126,11 @@ async def _http(_: Request, error: Exception) -> Response:
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for nothing else
-    details = [(_field(found), _issue(found)) for found in error.errors()]
-    return problem(400, _message(details), details)
+    details: dict[str, str] = {}
+    for found in error.errors():
+        # A parameter that may be left out is a union to Pydantic, which tells what is wrong with each member of it.
+        details.setdefault(_field(found), _issue(found))
+    return problem(400, _message(list(details.items())), details.items())
 
 
 def _message(details: list[tuple[str, str]]) -> str:
@@ -137,9 +140,9 @@ def _message(details: list[tuple[str, str]]) -> str:
 
 
 def _field(found: Mapping[str, Any]) -> str:
-    # ("body", "name") -> name; ("query", "limit") -> limit; ("body", 17), a place in broken JSON -> body.
-    names = [str(part) for part in found["loc"][1:] if isinstance(part, str)]
-    return ".".join(names)[:100] or "body"
+    # ("query", "limit") -> limit; ("body",), and ("body", 17), a place in broken JSON -> body.
+    place = found["loc"]
+    return place[1][:100] if len(place) > 1 and isinstance(place[1], str) else str(place[0])
 
 
 def _issue(found: Mapping[str, Any]) -> str:
