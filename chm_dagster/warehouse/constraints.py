@@ -119,8 +119,10 @@ Source = Engine | sa.Connection
 @contextmanager
 def reading(source: Source) -> Iterator[sa.Connection]:
     """A connection to read with. Raises DatabaseUnavailable."""
-    own = nullcontext(source) if isinstance(source, sa.Connection) else source.connect()
-    with database_errors(), own as connection:
+    with (
+        database_errors(),
+        nullcontext(source) if isinstance(source, sa.Connection) else source.connect() as connection,
+    ):
         yield connection
 
 

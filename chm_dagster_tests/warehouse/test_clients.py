@@ -22,7 +22,9 @@ def test_a_client_is_created_and_found_by_id_text_of_the_id_and_slug(warehouse: 
         assert warehouse.clients.get(ref) == made
 
 
-@pytest.mark.parametrize("ref", ["nobody", "Acme", "", "a/b", "x\0", "\ud800", "a" * 10_000, "'; DROP TABLE clients; --"])
+@pytest.mark.parametrize(
+    "ref", ["nobody", "Acme", "", "a/b", "x\0", "\ud800", "a" * 10_000, "'; DROP TABLE clients; --"]
+)
 def test_a_client_that_does_not_exist_is_named_in_the_answer(warehouse: Warehouse, ref: str) -> None:
     warehouse.clients.create("Acme")
     with pytest.raises(NotFound) as error:
@@ -119,7 +121,9 @@ def test_a_name_that_is_taken_while_the_request_runs_is_a_conflict(warehouse: Wa
 
 
 def _wait_for_a_lock(warehouse: Warehouse) -> None:
-    waiting = "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    waiting = (
+        "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
     for _ in range(500):
         if rows(warehouse.engine, waiting)[0]["n"]:
             return

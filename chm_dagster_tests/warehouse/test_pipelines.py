@@ -182,7 +182,12 @@ def test_many_that_race_for_one_slug_all_get_one_of_their_own(acme: Warehouse) -
 def test_a_change_keeps_what_it_does_not_name_and_none_clears(acme: Warehouse) -> None:
     made = acme.pipelines.create("acme", WHOLE)
     changed = acme.pipelines.update("acme/orders-eu", {"name": "Orders EU", "connection": None, "description": None})
-    assert (changed.name, changed.slug, changed.connection, changed.description) == ("Orders EU", "orders-eu", None, None)
+    assert (changed.name, changed.slug, changed.connection, changed.description) == (
+        "Orders EU",
+        "orders-eu",
+        None,
+        None,
+    )
     assert (changed.external_id, changed.schedule_cron) == (made.external_id, made.schedule_cron)
     assert changed.updated_at > made.updated_at
     for field in ("name", "platform", "pipeline_type", "environment", "is_active"):
@@ -303,13 +308,19 @@ def filled(acme: Warehouse) -> Warehouse:
     return acme
 
 
-JUNK = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.lists(st.integers(), max_size=2)
+JUNK = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.lists(st.integers(), max_size=2)
+)
 
 
 @settings(max_examples=150)
 @given(
     fields=st.fixed_dictionaries(
-        {"name": st.text(min_size=1, max_size=8), "platform": st.sampled_from(Platform), "pipeline_type": st.just("export")},
+        {
+            "name": st.text(min_size=1, max_size=8),
+            "platform": st.sampled_from(Platform),
+            "pipeline_type": st.just("export"),
+        },
         optional={
             "slug": JUNK,
             "connection": JUNK,
