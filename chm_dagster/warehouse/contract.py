@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,11 @@ def ask(engine: sa.Engine, name: str, **parameters: Any) -> list[dict[str, Any]]
     query = queries().get(name)
     if query is None:
         raise NotFound(f"there is no query {name}; there are {', '.join(queries())}")
+    return answer(engine, query, parameters)
+
+
+def answer(engine: sa.Engine, query: Query, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What `ask` does with the query that it has found."""
     values = _values(query, parameters)
     with database_errors(), engine.connect() as connection:
         connection.execute(_BEGIN)
@@ -96,7 +102,7 @@ def ask(engine: sa.Engine, name: str, **parameters: Any) -> list[dict[str, Any]]
         return [dict(zip(columns, row, strict=True)) for row in result]
 
 
-def _values(query: Query, given: dict[str, Any]) -> dict[str, Any]:
+def _values(query: Query, given: Mapping[str, Any]) -> dict[str, Any]:
     known = {parameter.name: parameter for parameter in query.parameters}
     for name in given:
         if name not in known:
@@ -105,8 +111,8 @@ def _values(query: Query, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _query(name: str, block: str) -> Query:
-    sql = "\n".join(line for line in block.splitlines() if not line.startswith("--")).strip().removesuffix(";")
-    sections = _sections(name, block)
+    comment, sql = _split(block)
+    sections = _sections(name, comment)
     parameters = tuple(_parameter(*_match(name, _PARAMETER, line)) for line in sections["Parameters:"])
     columns = tuple(Column(n, kind, meaning or "") for n, kind, meaning in _columns(name, sections["Columns:"]))
     described, used = [p.name for p in parameters], set(_PLACEHOLDER.findall(sql))
@@ -115,14 +121,19 @@ def _query(name: str, block: str) -> Query:
     return Query(name, " ".join(sections[""]), parameters, columns, sql)
 
 
-def _sections(name: str, block: str) -> dict[str, list[str]]:
-    """The lines of a block's comment under each of its headings; what comes first has none."""
+def _split(block: str) -> tuple[list[str], str]:
+    """The lines of the comment on top, without dashes, and the statement."""
+    lines = block.strip().splitlines()
+    comment = list(itertools.takewhile(lambda line: line.startswith("--"), lines))
+    sql = "\n".join(lines[len(comment) :]).strip().removesuffix(";")
+    return [line.removeprefix("--").strip() for line in comment], sql
+
+
+def _sections(name: str, comment: list[str]) -> dict[str, list[str]]:
+    """The lines of a comment under each of its headings; what comes first has none."""
     sections: dict[str, list[str]] = {"": []}
     heading = ""
-    for line in block.splitlines():
-        if not line.startswith("--"):
-            continue
-        text = line.removeprefix("--").strip()
+    for text in comment:
         if text in ("Parameters:", "Columns:"):
             heading = text
             sections[heading] = []

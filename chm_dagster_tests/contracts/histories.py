@@ -1,0 +1,97 @@
+"""Hand-made histories of pipelines, put into the ledger as they are."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from chm_dagster.warehouse.contract import ask
+from chm_dagster.warehouse.tables import clients, pipelines, runs
+from chm_dagster_tests.factories import add_pipeline, minutes
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+LETTERS = {"S": "success", "F": "failed", "R": "running", "C": "canceled", "-": "skipped"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Execution:
+    """A run as far as health goes. `id` decides between runs of the same times."""
+
+    id: UUID
+    status: str
+    started: datetime | None
+    finished: datetime | None
+
+
+def execution(number: int, letter: str, started: datetime | None, finished: datetime | None = None) -> Execution:
+    """Unless told otherwise, a run that has finished did so after ten minutes."""
+    if finished is None and started is not None and letter != "R":
+        finished = started + minutes(10)
+    return Execution(UUID(int=number), LETTERS[letter], started, finished)
+
+
+def strip(letters: str, *, every: timedelta = HOUR, latest: datetime = NOW - HOUR) -> list[Execution]:
+    """A history of one letter for each run, the oldest first; the last one starts at `latest`."""
+    return [
+        execution(n, letter, latest - every * (len(letters) - 1 - n))
+        for n, letter in enumerate(letters.replace(" ", ""))
+    ]
+
+
+def store(engine: sa.Engine, pipeline_id: UUID, executions: Iterable[Execution], **changes: Any) -> None:
+    """Write the runs of a pipeline. The smaller half of an id is the execution's, so that pipelines do not collide."""
+    rows = [
+        {
+            "id": UUID(int=(pipeline_id.int & ~(2**64 - 1)) | e.id.int),
+            "pipeline_id": pipeline_id,
+            "external_run_id": f"run-{e.id.int}",
+            "status": e.status,
+            "started_at": e.started,
+            "finished_at": e.finished,
+            "duration_seconds": (e.finished - e.started).total_seconds()
+            if e.started and e.finished and e.finished >= e.started
+            else None,
+            "error_message": f"no disk for run-{e.id.int}" if e.status == "failed" else None,
+            "source_url": f"https://partner.example/run-{e.id.int}",
+            **changes,
+        }
+        for e in executions
+    ]
+    if rows:
+        with engine.begin() as connection:
+            connection.execute(sa.insert(runs), rows)
+
+
+def watch(engine: sa.Engine, history: str | Sequence[Execution], name: str = "orders", client: str = "Acme") -> UUID:
+    """A pipeline with this history."""
+    pipeline = add_pipeline(engine, name, client)
+    store(engine, pipeline.id, strip(history) if isinstance(history, str) else history)
+    return pipeline.id
+
+
+def disable(engine: sa.Engine, table: sa.Table, slug: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.update(table).where(table.c.slug == slug).values(is_active=False))
+
+
+def disable_client(engine: sa.Engine, slug: str) -> None:
+    disable(engine, clients, slug)
+
+
+def disable_pipeline(engine: sa.Engine, slug: str) -> None:
+    disable(engine, pipelines, slug)
+
+
+def slugs(rows: Iterable[dict[str, Any]]) -> list[str]:
+    return [row["pipeline_slug"] for row in rows]
+
+
+def one(engine: sa.Engine, name: str, **parameters: Any) -> dict[str, Any]:
+    """The only row of an answer."""
+    (row,) = ask(engine, name, **parameters)
+    return row
