@@ -1,6 +1,7 @@
 """The one door for Dagster."""
 
 import os
+from pathlib import Path
 
 import dagster as dg
 
@@ -10,7 +11,17 @@ from chm_dagster.defs.ingestion import checks
 from chm_dagster.defs.ingestion.assets import ingest_runs
 from chm_dagster.defs.ingestion.automation import ingest_job, pipeline_partitions, sweep_schedule
 from chm_dagster.defs.resources import LandingResource, PartnersResource, WarehouseResource
+from chm_dagster.errors import ConfigError
+from chm_dagster.partners.connections import named_variables
 from chm_dagster.settings import Settings
+
+
+def _named(partners_file: Path | None) -> set[str]:
+    try:
+        return named_variables(partners_file)
+    except ConfigError:
+        # The code location must load all the same: the resource says what is wrong, where somebody sees it.
+        return set()
 
 
 @dg.definitions
@@ -28,7 +39,12 @@ def defs() -> dg.Definitions:
         executor=dg.in_process_executor,
         resources={
             "warehouse": WarehouseResource(url=dg.EnvVar(names.DATABASE_URL)),
-            "partners": PartnersResource(base_url=base_url, token=token),
+            "partners": PartnersResource(
+                base_url=base_url,
+                token=token,
+                file=str(settings.partners_file or ""),
+                variables={name: dg.EnvVar(name) for name in _named(settings.partners_file) if os.environ.get(name)},
+            ),
             "landing": LandingResource(root=str(settings.home / "landing")),
         },
     )

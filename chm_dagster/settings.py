@@ -174,7 +174,8 @@ class _Reader:
         if not Path(value).is_file():
             self._problems.append(f"{name} names a file that does not exist")
             return None
-        return Path(value)
+        # The processes that CHM starts work in other folders.
+        return Path(value).resolve()
 
     def pair(self, one: str, other: str) -> None:
         if (one in self._environ) != (other in self._environ):

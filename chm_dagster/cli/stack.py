@@ -13,6 +13,9 @@ from chm_dagster.errors import ConfigError
 from chm_dagster.local.files import write_private
 from chm_dagster.local.postgres import EmbeddedPostgres
 from chm_dagster.settings import Settings
+from chm_dagster.warehouse import revision
+from chm_dagster.warehouse.engine import make_engine
+from chm_dagster.warehouse.warehouse import Warehouse
 
 ROOT = Path(__file__).resolve().parents[2]
 DATABASE, DAGSTER_DATABASE = "chm", "chm_dagster"
@@ -20,7 +23,10 @@ DATABASE, DAGSTER_DATABASE = "chm", "chm_dagster"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stack:
-    """The settings with every address filled in. `sandbox` says that the partner is the built-in one."""
+    """The settings with every address filled in. `sandbox` says that the partner is the built-in one.
+
+    `partner_base_url` is empty if partners.yaml alone names the partners.
+    """
 
     settings: Settings
     database_url: str = dataclasses.field(repr=False)
@@ -45,9 +51,12 @@ class Stack:
             names.HOME: str(self.settings.home),
             names.DATABASE_URL: self.database_url,
             names.DAGSTER_DATABASE_URL: self.dagster_database_url,
-            names.PARTNER_API_BASE_URL: self.partner_base_url,
             "DAGSTER_HOME": str(self.dagster_home),
         }
+        if self.partner_base_url:
+            own[names.PARTNER_API_BASE_URL] = self.partner_base_url
+        if self.settings.partners_file:
+            own[names.PARTNERS_FILE] = str(self.settings.partners_file)
         return {**own, names.PARTNER_API_TOKEN: self.partner_token} if self.partner_token else own
 
     def prepare_dagster_home(self) -> None:
@@ -84,6 +93,18 @@ def running_stack(settings: Settings) -> Iterator[Stack]:
         yield embedded_stack(settings, postgres)
 
 
+@contextmanager
+def open_warehouse() -> Iterator[Warehouse]:
+    """The inventory and the ledger of this installation. Raises DatabaseUnavailable, also if they need migrating."""
+    with running_stack(load_settings()) as stack:
+        warehouse = Warehouse(make_engine(stack.database_url))
+        try:
+            revision.require_current(warehouse.engine)
+            yield warehouse
+        finally:
+            warehouse.close()
+
+
 def given_stack(settings: Settings) -> Stack:
     """The stack on databases of the user's own."""
     if settings.database_url is None or settings.dagster_database_url is None:
@@ -108,9 +129,14 @@ def _dagster_url(url: str) -> str:
 
 
 def partner_address(settings: Settings) -> tuple[str, str | None, bool]:
-    """Base URL, token, and whether it is the sandbox: the partner that the environment names, or the built-in one."""
+    """Base URL, token, and whether it is the sandbox: the partner that the environment names, or the built-in one.
+
+    With partners of one's own in partners.yaml there is no built-in one: the base URL is empty.
+    """
     if settings.partner_api_base_url is not None:
         return settings.partner_api_base_url, settings.partner_api_token, False
+    if settings.partners_file is not None:
+        return "", None, False
     return f"http://127.0.0.1:{settings.sandbox_port}", _sandbox_token(settings.home), True
 
 

@@ -52,7 +52,7 @@ def _say(line: str) -> None:
 def _require_ports(settings: Settings) -> None:
     require_free_port(settings.ui_port, names.UI_PORT)
     require_free_port(settings.api_port, names.API_PORT)
-    if settings.partner_api_base_url is None:
+    if settings.partner_api_base_url is None and settings.partners_file is None:
         require_free_port(settings.sandbox_port, names.SANDBOX_PORT)
 
 

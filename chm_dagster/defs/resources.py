@@ -6,8 +6,9 @@ from pathlib import Path
 
 import dagster as dg
 
+from chm_dagster.errors import ChmError
 from chm_dagster.ingestion.landing import LandingZone
-from chm_dagster.partners.connections import default_partners
+from chm_dagster.partners.connections import all_partners
 from chm_dagster.partners.port import Partner
 from chm_dagster.warehouse.engine import make_engine
 from chm_dagster.warehouse.warehouse import Warehouse
@@ -33,14 +34,24 @@ class WarehouseResource(dg.ConfigurableResource[Warehouse]):
 
 
 class PartnersResource(dg.ConfigurableResource[dict[str, Partner]]):
-    """The partners' APIs. Vends the partners by connection name."""
+    """The partners' APIs. Vends the partners by connection name.
+
+    `file` is partners.yaml, `variables` are the credentials that it names; `base_url` and `token` make the default
+    connection.
+    """
 
     base_url: str = ""
     token: str = ""
+    file: str = ""
+    variables: dict[str, str] = {}
 
     def create_resource(self, context: dg.InitResourceContext) -> dict[str, Partner]:
-        """No request is made before a sweep."""
-        return default_partners(self.base_url or None, self.token or None)
+        """No request is made before a sweep. Fails with one line for each mistake in the file."""
+        file = Path(self.file) if self.file else None
+        try:
+            return all_partners(file, self.variables, self.base_url or None, self.token or None)
+        except ChmError as error:
+            raise dg.Failure(str(error), allow_retries=False) from None
 
 
 class LandingResource(dg.ConfigurableResource[LandingZone]):

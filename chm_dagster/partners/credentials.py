@@ -17,6 +17,9 @@ TOKEN_HINT = "set the variable that holds its token"  # noqa: S105 - words, not 
 SESSION_TRUST_SECONDS = 60.0
 """A session this young is not the reason for a 403: signing in again would not help."""
 
+Transport = Callable[[Any], Awaitable[Any]]
+"""Sends a request (an `http.Ask`) without a proof, and gives its answer."""
+
 Proof = tuple[Mapping[str, str], Sequence[tuple[str, str]]]
 """Headers and query parameters."""
 
@@ -25,9 +28,19 @@ class Credentials(Protocol):
     """What a connection proves itself with. `hint` tells a person what to do when it is refused."""
 
     hint: str
+    signs_in: bool
+    """Whether having a proof means that the partner has already accepted us."""
 
-    async def proof(self) -> Proof:
-        """What to send along. Raises PartnerError if a session cannot be opened."""
+    @property
+    def is_proof(self) -> bool:
+        """Whether anything is sent at all."""
+        ...
+
+    async def proof(self, transport: Transport) -> Proof:
+        """What to send along. `transport` asks the partner without any proof.
+
+        Raises PartnerError if a session cannot be opened.
+        """
         ...
 
     def renew(self, refused: Proof, *, ended: bool) -> bool:
@@ -37,13 +50,11 @@ class Credentials(Protocol):
         """
         ...
 
-    async def aclose(self) -> None:
-        """Give back what signing in has opened."""
-        ...
-
 
 class Fixed:
     """The same headers and parameters with every request; no proof at all without any."""
+
+    signs_in = False
 
     def __init__(
         self, headers: Mapping[str, str] | None = None, params: Sequence[tuple[str, str]] = (), hint: str = TOKEN_HINT
@@ -51,16 +62,18 @@ class Fixed:
         self.hint = hint
         self._proof: Proof = (dict(headers or {}), tuple(params))
 
-    async def proof(self) -> Proof:
+    @property
+    def is_proof(self) -> bool:
+        """Whether there are any."""
+        return any(self._proof)
+
+    async def proof(self, transport: Transport) -> Proof:
         """The same as ever."""
         return self._proof
 
     def renew(self, refused: Proof, *, ended: bool) -> bool:
         """Never: there is nothing new to send."""
         return False
-
-    async def aclose(self) -> None:
-        """Nothing to close."""
 
 
 def bearer(connection: str, token: str, hint: str = TOKEN_HINT) -> Fixed:
@@ -94,42 +107,44 @@ def sendable(connection: str, value: str) -> str:
 class Session:
     """A token that `sign_in` fetches when it is first needed, and again, once, when it is refused.
 
-    `sign_in` returns the partner's token; it raises PartnerError. Workers that need a session at the same time wait
-    for one sign-in. `clock` counts seconds.
+    `sign_in` is given the connection's own transport, if the token comes from there, and returns the partner's token;
+    it raises PartnerError. Workers that need a session at the same time wait for one sign-in. `clock` counts seconds.
     """
+
+    signs_in = True
+    is_proof = True
 
     def __init__(
         self,
         connection: str,
-        sign_in: Callable[[], Awaitable[Any]],
+        sign_in: Callable[[Transport], Awaitable[Any]],
         *,
         name: str = "Authorization",
         prefix: str = "Bearer ",
         hint: str = TOKEN_HINT,
         clock: Callable[[], float],
-        close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.hint = hint
         self._connection = connection
         self._sign_in = sign_in
         self._name, self._prefix = name, prefix
         self._clock = clock
-        self._close = close
         self._lock = asyncio.Lock()
         self._current: Proof | None = None
         self._since = 0.0
 
-    async def proof(self) -> Proof:
+    async def proof(self, transport: Transport) -> Proof:
         """The session's token, fetched if there is none."""
         async with self._lock:
             if self._current is None:
-                self._current = ({self._name: self._prefix + self._checked(await self._fetched())}, ())
+                token = self._checked(await self._fetched(transport))
+                self._current = ({self._name: self._prefix + token}, ())
                 self._since = self._clock()
             return self._current
 
-    async def _fetched(self) -> Any:
+    async def _fetched(self, transport: Transport) -> Any:
         try:
-            return await self._sign_in()
+            return await self._sign_in(transport)
         except (AuthError, Transient):
             raise
         except PartnerError as error:
@@ -150,8 +165,3 @@ class Session:
             return False
         self._current = None
         return True
-
-    async def aclose(self) -> None:
-        """Close what signing in has opened."""
-        if self._close is not None:
-            await self._close()

@@ -93,9 +93,9 @@ def _utc_now() -> datetime:
 class PartnerHttp:
     """The HTTP side of one connection: it asks for JSON below `base_url`. To be used within one event loop.
 
-    `token` is sent as a bearer token; `credentials` are any other proof, and are closed with this object. `headers` go
-    with every request. `clock` gives aware times; `sleep` and `random` (0 to 1) serve the backoff. Raises ConfigError
-    for a base URL or a token that cannot be used.
+    `token` is sent as a bearer token; `credentials` are any other proof. `headers` go with every request. `clock` gives
+    aware times; `sleep` and `random` (0 to 1) serve the backoff. Raises ConfigError for a base URL or a token that
+    cannot be used.
     """
 
     def __init__(
@@ -138,7 +138,10 @@ class PartnerHttp:
     async def aclose(self) -> None:
         """Close the connection's sockets."""
         await self._client.aclose()
-        await self.credentials.aclose()
+
+    def now(self) -> datetime:
+        """Our own clock, which also stamps the answers."""
+        return self._clock()
 
     async def get_json(self, path_segments: Sequence[str], params: Mapping[str, str] | None = None) -> Answer:
         """GET the JSON object at `{base_url}/{segments}`. Raises what `ask` raises."""
@@ -158,10 +161,11 @@ class PartnerHttp:
         """
         # The slot is kept while waiting: a partner that asks for quiet gets it.
         async with self._slots:
-            proof = await self.credentials.proof()
+            proof = await self.credentials.proof(self.ask_unproven)
+            self._accepted = self._accepted or self.credentials.signs_in
             outcome = await self._repeated(ask, proof)
             if isinstance(outcome, Failure) and outcome.denied and self._renewed(proof, outcome):
-                outcome = await self._repeated(ask, await self.credentials.proof())
+                outcome = await self._repeated(ask, await self.credentials.proof(self.ask_unproven))
         if isinstance(outcome, Failure):
             raise outcome.error
         self._accepted = True
@@ -237,7 +241,7 @@ class PartnerHttp:
     def _request(self, path: str, ask: Ask, content: bytes | None, proof: Proof) -> httpx.Request:
         kind = {"Content-Type": "application/x-www-form-urlencoded" if ask.form is not None else "application/json"}
         headers = {**(kind if content is not None else {}), **ask.headers, **proof[0]}
-        params = [*ask.params, *proof[1]]
+        params = httpx.QueryParams([*ask.params, *proof[1]])
         return self._client.build_request(
             ask.method, self._base + path, params=params, content=content, headers=headers
         )

@@ -37,7 +37,7 @@ DEFAULT_STATUS_MAP: Mapping[str, RunStatus] = {
 }
 """The usual words for a run's state. A word that leaves the outcome open (`finished`, `partial`) is not among them."""
 
-_SAYS_NO_MORE = frozenset(word for words in _SYNONYMS.values() for word in words.split())
+SAYS_NO_MORE = frozenset(word for words in _SYNONYMS.values() for word in words.split())
 
 
 def normalise_status(word: str) -> str:
@@ -96,7 +96,7 @@ class GenericMapping:
         if not isinstance(word, str):
             raise InputError("status", "missing; every run needs one" if word is None else "not a text; send a word")
         status = self._statuses.get(word)
-        if status is not None and own_reason is None and word in _SAYS_NO_MORE:
+        if status is not None and own_reason is None and word in SAYS_NO_MORE:
             return status, None, False
         said = values.reason_text(word)
         if said is None:
@@ -107,7 +107,7 @@ class GenericMapping:
         if status is None:
             # A person has to map the word, so the word is what they must see.
             return RunStatus.RUNNING, said, True
-        return status, values.reason_text(own_reason) or (None if plain in _SAYS_NO_MORE else said), False
+        return status, values.reason_text(own_reason) or (None if plain in SAYS_NO_MORE else said), False
 
 
 def _times(

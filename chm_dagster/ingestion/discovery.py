@@ -1,0 +1,66 @@
+"""Which of a partner's pipelines the inventory lacks, and how they would stand in it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from chm_dagster.domain.inventory import Pipeline, slugify
+from chm_dagster.errors import ConfigError
+from chm_dagster.partners.connections import partner_of
+from chm_dagster.partners.port import Partner, SourcePipeline
+
+_MAX_NAME, _MAX_SLUG = 200, 100
+
+
+def lacking(
+    found: Iterable[SourcePipeline], inventory: Iterable[Pipeline], partner: Partner, partners: Mapping[str, Partner]
+) -> list[SourcePipeline]:
+    """What was found and is not in the inventory, under whichever client; a disabled pipeline is in it on purpose."""
+    known = {p.external_id for p in inventory if p.external_id is not None and _tells_of(p, partner, partners)}
+    return [pipeline for pipeline in found if pipeline.external_id not in known]
+
+
+def _tells_of(pipeline: Pipeline, partner: Partner, partners: Mapping[str, Partner]) -> bool:
+    try:
+        return partner_of(pipeline, partners).name == partner.name
+    except ConfigError:
+        return False
+
+
+def as_inventory(
+    found: Sequence[SourcePipeline], partner: Partner, client: tuple[str, str], taken: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The pipelines as inventory YAML holds them, under one client (slug, name). `taken` are slugs that are in use.
+
+    Names that more than one pipeline has are told apart by the pipelines' ids. Raises ConfigError for a partner whose
+    pipelines can be of any platform.
+    """
+    if partner.platform is None:
+        raise ConfigError(f"connection {partner.name} does not say whose pipelines it has")
+    slug, name = client
+    names = [pipeline.name for pipeline in found]
+    pipelines: dict[str, Any] = {}
+    used = set(taken)
+    for pipeline in found:
+        unique = names.count(pipeline.name) == 1
+        label = pipeline.name if unique else f"{pipeline.name} ({pipeline.external_id})"
+        key = _free_slug(slugify(label) or slugify(pipeline.external_id) or "pipeline", used)
+        used.add(key)
+        pipelines[key] = {
+            "name": " ".join(label.split())[:_MAX_NAME].strip(),
+            "platform": partner.platform.value,
+            "connection": partner.name,
+            "external_id": pipeline.external_id,
+            "pipeline_type": pipeline.pipeline_type.value,
+            **({} if pipeline.is_active else {"is_active": False}),
+        }
+    return {"clients": {slug: {"name": name, "pipelines": pipelines}}}
+
+
+def _free_slug(wanted: str, used: set[str]) -> str:
+    plain = wanted[: _MAX_SLUG - 6].strip("-")
+    number = 1
+    slug = plain
+    while slug in used:
+        number += 1
+        slug = f"{plain}-{number}"
+    return slug

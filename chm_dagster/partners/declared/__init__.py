@@ -1,0 +1,1 @@
+"""Partners by configuration: what a REST or GraphQL API of run histories looks like, said in YAML."""

@@ -1,0 +1,36 @@
+"""How a list goes on over several pages."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Paging(BaseModel):
+    """How a list goes on. Its `query` and `body` are laid over those of the request, and are templates as well."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    kind: Literal["none", "offset", "page", "cursor", "link", "keyset"] = "none"
+    """`offset`: ${offset} rows are skipped. `page`: ${page} is counted. `cursor`: ${cursor} comes with the answer.
+    `link`: the address of the next page comes with the answer. `keyset`: ${before} is taken from the last row."""
+    query: dict[str, Any] = {}
+    body: dict[str, Any] = {}
+    next: str | None = None
+    """Where the next cursor or link is; for `link`, without it, in the Link header."""
+    more: str | None = None
+    """A place that holds false on the last page."""
+    total: str | None = None
+    """A place that holds the exact number of all rows."""
+    first_cursor: str | None = None
+    """The cursor that asks for the first page, where there has to be one."""
+    first_page: int = 1
+    missing_ends: bool = False
+    """Whether an answer without `next` is the last page; otherwise it is an error, because it could mean either."""
+    short_page_ends: bool = False
+    """Whether a page with fewer rows than asked for is the last. Only for partners that never cut pages short."""
+    field: str | None = None
+    """For `keyset`: the place in a row that the list is sorted by, newest first."""
+    nudge: float = Field(default=0, ge=0)
+    """For `keyset`: added to the value, so that rows with the very same value are not lost; they come twice instead."""
+    otherwise: "Paging | None" = None
+    """For `cursor`: how to page a partner whose answer has no `next`, because it is older than that."""

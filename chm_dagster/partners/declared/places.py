@@ -1,0 +1,97 @@
+"""Places in a record: `state.message`, `nodes.*.jobs.*.name`, `repair_history.#`."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+from chm_dagster.partners.declared.template import ABSENT, fill, is_template
+
+
+@functools.lru_cache(maxsize=4096)
+def _parts(path: str) -> tuple[str, ...]:
+    return tuple(path.split(".")) if path else ()
+
+
+def find(value: Any, path: str) -> list[Any]:
+    """All values at this place, None among them where the field is there and holds null. `*` walks through lists."""
+    found = [value]
+    for part in _parts(path):
+        found = [item for one in found for item in _step(one, part)]
+        if not found:
+            break
+    return found
+
+
+def _step(value: Any, part: str) -> Sequence[Any]:
+    if isinstance(value, dict):
+        return (value[part],) if part in value else ()
+    if not isinstance(value, list):
+        return ()
+    if part == "*":
+        return value
+    if part == "#":
+        return (len(value),)
+    if part.isascii() and part.isdigit() and int(part) < len(value):
+        return (value[int(part)],)
+    return ()
+
+
+def first(value: Any, paths: Sequence[str]) -> Any:
+    """The first value at one of these places, or one of these templates filled, that is not null; None without any."""
+    for path in paths:
+        found = (
+            text_of(value, path) if is_template(path) else next((v for v in find(value, path) if v is not None), None)
+        )
+        if found is not None:
+            return found
+    return None
+
+
+def text_of(record: Any, template: str) -> str | None:
+    """A template filled from a record; None if a part of it is missing or null."""
+
+    def part(name: str) -> Any:
+        value = next(iter(find(record, name)), None)
+        return ABSENT if value is None or isinstance(value, dict | list) else value
+
+    filled = fill(template, part)
+    return None if filled is ABSENT else filled
+
+
+def word_of(record: Any, word: str) -> Any:
+    """A status word: the value at a place, or a template whose missing parts are empty."""
+    if not is_template(word):
+        return next(iter(find(record, word)), None)
+    parts: list[Any] = []
+
+    def part(name: str) -> Any:
+        value = next(iter(find(record, name)), None)
+        parts.append(value)
+        return None if isinstance(value, dict | list) else value
+
+    filled = fill(word, part)
+    return filled if any(part is not None for part in parts) else None
+
+
+def link_of(record: Any, template: str, ui: str) -> str | None:
+    """A link for people; what comes from the record is percent-encoded."""
+
+    def part(name: str) -> Any:
+        if name == "ui":
+            return ui
+        value = next(iter(find(record, name)), None)
+        if value is None or isinstance(value, dict | list):
+            return ABSENT
+        return quote(str(value), safe="", errors="replace")
+
+    filled = fill(template, part)
+    return None if filled is ABSENT else filled
+
+
+def identifier(value: Any) -> str | None:
+    """An id as text: a text that is not empty, or an integer."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        # The digits of a larger one are refused by Python itself.
+        return str(value) if value.bit_length() <= 1_701 else None
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,121 @@
+"""Why Airflow runs failed, from the logs of their tasks, and how many rows they processed, from an XCom."""
+
+from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
+from typing import Any
+
+from chm_dagster.errors import Permanent, SchemaDrift
+from chm_dagster.partners.declared.places import find
+from chm_dagster.partners.http import Ask, PartnerHttp
+from chm_dagster.partners.verdicts import Refused
+
+_API = ("api", "v2")
+_RUNS_AT_ONCE = 100
+_MAX_LOG_BYTES = 4 * 1024 * 1024
+
+Run = Mapping[str, Any]
+
+
+class AirflowLookup:
+    """Asks Airflow 3. `rows_xcom` is the key of the XCom that holds a task's count of rows; None: nobody counts."""
+
+    def __init__(self, http: PartnerHttp, rows_xcom: str | None) -> None:
+        self._http = http
+        self._rows_xcom = rows_xcom
+
+    def key(self, record: Run) -> Hashable:
+        """A cleared run keeps its id, and ends anew."""
+        return (str(record.get("dag_id")), str(record.get("dag_run_id")), str(record.get("end_date")))
+
+    def failed(self, record: Run) -> bool:
+        """Airflow never says why in the list."""
+        return record.get("state") == "failed"
+
+    def succeeded(self, record: Run) -> bool:
+        """Only where somebody counts."""
+        return self._rows_xcom is not None and record.get("state") == "success"
+
+    async def errors(self, records: Sequence[Run]) -> AsyncGenerator[tuple[Hashable, str], None]:
+        """One request for the failed tasks of many runs, then one log for each run."""
+        for start in range(0, len(records), _RUNS_AT_ONCE):
+            chunk = records[start : start + _RUNS_AT_ONCE]
+            first = await self._first_failed_tasks(chunk)
+            for run in chunk:
+                task = first.get((str(run.get("dag_id")), str(run.get("dag_run_id"))))
+                if task is not None:
+                    yield self.key(run), await self._error(task)
+
+    async def _first_failed_tasks(self, runs: Sequence[Run]) -> dict[tuple[str, str], Run]:
+        """For each run the task that failed first: the others mostly failed because of it."""
+        body = {
+            "dag_ids": sorted({str(run.get("dag_id")) for run in runs}),
+            "dag_run_ids": sorted({str(run.get("dag_run_id")) for run in runs}),
+            "state": ["failed"],
+            "page_limit": 1000,
+        }
+        path = [*_API, "dags", "~", "dagRuns", "~", "taskInstances", "list"]
+        answer = await self._http.ask(Ask(path, method="POST", body=body))
+        tasks = answer.body.get("task_instances")
+        if not isinstance(tasks, list):
+            raise SchemaDrift(f"connection {self._http.connection}: task_instances is missing or not a list")
+        first: dict[tuple[str, str], Run] = {}
+        for task in sorted((t for t in tasks if isinstance(t, dict)), key=lambda t: str(t.get("end_date") or "~")):
+            first.setdefault((str(task.get("dag_id")), str(task.get("dag_run_id"))), task)
+        return first
+
+    async def _error(self, task: Run) -> str:
+        name = f"task {task.get('task_id')}"
+        index = task.get("map_index")
+        if isinstance(index, int) and index >= 0:
+            name += f"[{index}]"
+        told = None
+        try:
+            told = await self._exception(task)
+        except (Permanent, SchemaDrift) as error:
+            # Logs are thrown away sooner than runs, and some are too long. A lack of rights is another thing.
+            if isinstance(error, Refused) and error.status != 404:
+                raise
+        return f"{name}: {told}" if told else f"{name} failed; its log names no exception"
+
+    async def _exception(self, task: Run) -> str | None:
+        path = [*self._task_path(task), "logs", str(task.get("try_number") or 1)]
+        index = task.get("map_index")
+        params = [("full_content", "true"), ("map_index", str(index if isinstance(index, int) else -1))]
+        answer = await self._http.ask(Ask(path, params, max_body_bytes=_MAX_LOG_BYTES))
+        details = [detail for detail in find(answer.body, "content.*.error_detail.0") if isinstance(detail, dict)]
+        if not details:
+            return None
+        last = details[-1]
+        kind, value = last.get("exc_type") or "an exception", last.get("exc_value")
+        return f"{kind}: {value}" if value else str(kind)
+
+    def _task_path(self, task: Run) -> list[str]:
+        ids = [str(task.get(name)) for name in ("dag_id", "dag_run_id", "task_id")]
+        return [*_API, "dags", ids[0], "dagRuns", ids[1], "taskInstances", ids[2]]
+
+    async def rows(self, records: Sequence[Run]) -> AsyncGenerator[tuple[Hashable, int], None]:
+        """For each run, which of its tasks have counted, and then their counts, added up."""
+        for run in records:
+            counts = [await self._count(task) for task in await self._counting_tasks(run)]
+            known = [count for count in counts if count is not None]
+            if known:
+                yield self.key(run), sum(known)
+
+    async def _counting_tasks(self, run: Run) -> list[Run]:
+        path = [*self._task_path({**run, "task_id": "~"}), "xcomEntries"]
+        answer = await self._http.ask(Ask(path, [("xcom_key", str(self._rows_xcom)), ("limit", "100")]))
+        entries = answer.body.get("xcom_entries")
+        return [{**run, **entry} for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+    async def _count(self, task: Run) -> int | None:
+        path = [*self._task_path(task), "xcomEntries", str(self._rows_xcom)]
+        index = task.get("map_index")
+        params = [("map_index", str(index))] if isinstance(index, int) else []
+        try:
+            value = (await self._http.ask(Ask(path, params))).body.get("value")
+        except Refused as error:
+            if error.status == 404:
+                return None
+            raise
+        if isinstance(value, str) and value.isascii() and value.isdigit():
+            value = int(value)
+        return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -1,0 +1,130 @@
+"""Why Dagster runs failed, from their event logs, and how many rows they materialized."""
+
+from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
+from typing import Any
+
+from chm_dagster.errors import SchemaDrift
+from chm_dagster.partners.declared.places import find, first
+from chm_dagster.partners.http import Ask, PartnerHttp
+
+Run = Mapping[str, Any]
+
+_RUNS_AT_ONCE = 10
+"""Event logs are what is slow: some 30 ms a run, against 0.1 ms for the run alone."""
+_MAX_LOG_PAGES = 5
+_FAILURES = """
+__typename
+... on ExecutionStepFailureEvent { stepKey error { message cause { message cause { message } } } }
+... on RunFailureEvent { message error { message cause { message } } }
+"""
+_ERRORS = f"""
+query Errors($ids: [String]) {{
+  runsOrError(filter: {{runIds: $ids}}) {{
+    __typename
+    ... on Runs {{ results {{ runId eventConnection(limit: 1000) {{ cursor hasMore events {{ {_FAILURES} }} }} }} }}
+  }}
+}}
+"""
+_MORE = f"""
+query More($id: ID!, $after: String) {{
+  logsForRun(runId: $id, afterCursor: $after, limit: 1000) {{
+    __typename
+    ... on EventConnection {{ cursor hasMore events {{ {_FAILURES} }} }}
+  }}
+}}
+"""
+_ROWS = """
+query Rows($ids: [String]) {
+  runsOrError(filter: {runIds: $ids}) {
+    __typename
+    ... on Runs {
+      results {
+        runId
+        assetMaterializations { metadataEntries { label ... on IntMetadataEntry { intRepr } } }
+      }
+    }
+  }
+}
+"""
+ROW_COUNT = "dagster/row_count"
+
+
+class DagsterLookup:
+    """Asks a Dagster webserver. `counts_rows`: whether somebody wants to know how many rows were materialized."""
+
+    def __init__(self, http: PartnerHttp, *, counts_rows: bool) -> None:
+        self._http = http
+        self._counts_rows = counts_rows
+
+    def key(self, record: Run) -> Hashable:
+        """A run never runs again under its id."""
+        return str(record.get("runId"))
+
+    def failed(self, record: Run) -> bool:
+        """Dagster never says why in the list."""
+        return record.get("status") == "FAILURE"
+
+    def succeeded(self, record: Run) -> bool:
+        """Only where somebody wants to know."""
+        return self._counts_rows and record.get("status") == "SUCCESS"
+
+    async def errors(self, records: Sequence[Run]) -> AsyncGenerator[tuple[Hashable, str], None]:
+        """A few runs with their events in each request; the rest of a long log only where nothing was found."""
+        async for run in self._results(_ERRORS, records):
+            log = run.get("eventConnection")
+            text = await self._error(str(run.get("runId")), log if isinstance(log, dict) else {})
+            if text is not None:
+                yield self.key(run), text
+
+    async def rows(self, records: Sequence[Run]) -> AsyncGenerator[tuple[Hashable, int], None]:
+        """The counts of all materializations of a run, added up."""
+        async for run in self._results(_ROWS, records):
+            entries = find(run, "assetMaterializations.*.metadataEntries.*")
+            texts = [first(entry, ["intRepr"]) for entry in entries if first(entry, ["label"]) == ROW_COUNT]
+            counts = [int(text) for text in texts if isinstance(text, str) and text.isascii() and text.isdigit()]
+            if counts:
+                yield self.key(run), sum(counts)
+
+    async def _results(self, query: str, records: Sequence[Run]) -> AsyncGenerator[Run, None]:
+        for start in range(0, len(records), _RUNS_AT_ONCE):
+            ids = [str(run.get("runId")) for run in records[start : start + _RUNS_AT_ONCE]]
+            data = await self._query(query, {"ids": ids})
+            for run in find(data, "runsOrError.results.*"):
+                if isinstance(run, dict):
+                    yield run
+
+    async def _query(self, query: str, variables: Mapping[str, Any]) -> Any:
+        answer = await self._http.ask(Ask(["graphql"], method="POST", body={"query": query, "variables": variables}))
+        if answer.body.get("errors") or not isinstance(answer.body.get("data"), dict):
+            raise SchemaDrift(f"connection {self._http.connection}: Dagster does not understand a query for event logs")
+        return answer.body["data"]
+
+    async def _error(self, run_id: str, log: Mapping[str, Any]) -> str | None:
+        """The first step that failed, with the error behind Dagster's own; else why the run as a whole failed."""
+        run_failure = None
+        for page in range(_MAX_LOG_PAGES):
+            if page:
+                data = await self._query(_MORE, {"id": run_id, "after": log.get("cursor")})
+                following = data.get("logsForRun")
+                log = following if isinstance(following, dict) else {}
+            for event in find(log, "events.*"):
+                text = _failure(event)
+                if text is None:
+                    continue
+                if first(event, ["__typename"]) == "ExecutionStepFailureEvent":
+                    return text
+                run_failure = run_failure or text
+            if not log.get("hasMore"):
+                break
+        return run_failure
+
+
+def _failure(event: Any) -> str | None:
+    """The text of an event that tells of a failure; None for any other."""
+    kind = first(event, ["__typename"])
+    if kind not in ("ExecutionStepFailureEvent", "RunFailureEvent"):
+        return None
+    message = first(event, ["error.cause.cause.message", "error.cause.message", "error.message", "message"])
+    text = message.strip() if isinstance(message, str) else ""
+    step = first(event, ["stepKey"])
+    return f"step {step}: {text}" if step and text else text or None
