@@ -108,14 +108,20 @@ def body_digest(given: Mapping[str, Any]) -> str:
     return hashlib.sha256(orjson.dumps(dict(given), option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 
+def is_late_start(given: Mapping[str, Any], known: Run) -> bool:
+    """Whether it says that a run is running of which the ledger knows that it has ended."""
+    running = not given["status"].finished
+    return running and known.status.finished and given.get("attempt", known.attempt) <= known.attempt
+
+
 def observe(
     pipeline_id: UUID, run_id: str, given: Mapping[str, Any], known: Run | None, now: datetime, *, fed: bool
 ) -> Observation:
     """The observation that a recording makes, where `known` is the run as it stands.
 
     On a pipeline that a partner feeds (`fed`) it never counts as final and has no version, so that what the partner
-    says of the same run has the last word. Elsewhere a finished run does not go back to running; of two recordings
-    that contradict each other the later one holds. Raises InputError for an end before the start.
+    says of the same run has the last word. Of two recordings that contradict each other the later one holds. Raises
+    InputError for an end before the start.
     """
     status: RunStatus = given["status"]
     attempt = given.get("attempt", known.attempt if known else 0)

@@ -94,7 +94,7 @@ def ping(
         given = _given(signal, known, now)
         if signal is Signal.FAIL and (reason := values.error_text(_reason(message, exit_status))):
             given["error_message"] = reason
-        run, outcome = merge_recorded(connection, owner.id, about, given, {}, fed=owner.fed)
+        run, outcome = merge_recorded(connection, owner.id, about, given, fed=owner.fed)
         return Ping(owner.id, owner.key, about, run.status, outcome)
 
 

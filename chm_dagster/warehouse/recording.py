@@ -7,9 +7,10 @@ from typing import Any, Literal
 from uuid import UUID, uuid4, uuid5
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
 
 from chm_dagster.domain.fields import line
-from chm_dagster.domain.manual import RESERVED, body_digest, key_digest, observe, read_run
+from chm_dagster.domain.manual import RESERVED, body_digest, is_late_start, key_digest, observe, read_run
 from chm_dagster.domain.runs import Run, RunStatus
 from chm_dagster.errors import Conflict
 from chm_dagster.warehouse.references import Ref, select_pipeline, unknown_pipeline
@@ -50,15 +51,18 @@ def record(
     pipeline = connection.execute(select_pipeline(pipeline_ref, pipelines.c.id, pipelines.c.external_id)).one_or_none()
     if pipeline is None:
         raise unknown_pipeline(pipeline_ref)
-    remembered: dict[str, str] = {}
-    if key is not None:
-        digest, body = key_digest(pipeline.id, key), body_digest(given)
-        earlier = _recorded_with(connection, pipeline.id, digest, body)
-        if earlier is not None:
-            return earlier, "unchanged"
-        remembered = {digest: body}
-    run_id = given.get("external_run_id") or f"manual-{uuid5(pipeline.id, key) if key is not None else uuid4()}"
-    return merge_recorded(connection, pipeline.id, run_id, given, remembered, fed=pipeline.external_id is not None)
+    fed = pipeline.external_id is not None
+    if key is None:
+        run_id = given.get("external_run_id") or f"manual-{uuid4()}"
+        return merge_recorded(connection, pipeline.id, run_id, given, fed=fed)
+    digest, body = key_digest(pipeline.id, key), body_digest(given)
+    earlier = _recorded_with(connection, pipeline.id, digest, body)
+    if earlier is not None:
+        return earlier, "unchanged"
+    run_id = given.get("external_run_id") or f"manual-{uuid5(pipeline.id, key)}"
+    run, outcome = merge_recorded(connection, pipeline.id, run_id, given, fed=fed)
+    _remember(connection, run, digest, body)
+    return run, outcome
 
 
 def _recorded_with(connection: sa.Connection, pipeline_id: UUID, digest: str, body: str) -> Run | None:
@@ -68,33 +72,39 @@ def _recorded_with(connection: sa.Connection, pipeline_id: UUID, digest: str, bo
     row = None if run_id is None else find(connection, pipeline_id, run_id)
     if row is None:
         return None
-    if row.payload[RESERVED][digest] != body:
+    if row.payload[RESERVED][digest][1] != body:
         raise Conflict("idempotency_key", "was sent with another run before; send a new key for a new run")
     return as_run(row)
 
 
+def _remember(connection: sa.Connection, run: Run, digest: str, body: str) -> None:
+    """Keep a key with its run, whatever the outcome was; it is no part of what is known of the run."""
+    row = find(connection, run.pipeline_id, run.external_run_id)
+    assert row is not None  # noqa: S101 - runs are never deleted
+    keys = row.payload.get(RESERVED, {})
+    number = 1 + max((number for number, _ in keys.values()), default=0)
+    keys = {known: entry for known, entry in keys.items() if entry[0] > number - _REMEMBERED}
+    addition = sa.cast({RESERVED: {**keys, digest: [number, body]}}, pg.JSONB)
+    connection.execute(sa.update(runs).where(runs.c.id == run.id).values(payload=runs.c.payload.concat(addition)))
+
+
 def merge_recorded(
-    connection: sa.Connection,
-    pipeline_id: UUID,
-    run_id: str,
-    given: Mapping[str, Any],
-    remembered: Mapping[str, str],
-    *,
-    fed: bool,
+    connection: sa.Connection, pipeline_id: UUID, run_id: str, given: Mapping[str, Any], *, fed: bool
 ) -> tuple[Run, Outcome]:
     """Bring a run up to what `given` (of `read_run`'s form) says of it, in the caller's transaction.
 
-    `remembered` are idempotency keys to keep with it; `fed`: a partner tells of this pipeline's runs. Returns the run
-    as it stands now. Raises InputError for an end before the start.
+    `fed`: a partner tells of this pipeline's runs. Returns the run as it stands now. Raises InputError for an end
+    before the start.
     """
     _lock(connection, f"{pipeline_id}/run/{run_id}")
     row = find(connection, pipeline_id, run_id)
     known = None if row is None else as_run(row)
+    if known is not None and is_late_start(given, known):
+        return known, "stale"
     observation = observe(pipeline_id, run_id, given, known, connection.execute(_NOW).scalar_one(), fed=fed)
-    keys = {**(row.payload.get(RESERVED, {}) if row is not None else {}), **remembered}
-    if keys:
-        newest = dict(list(keys.items())[-_REMEMBERED:])
-        observation = dataclasses.replace(observation, payload={**observation.payload, RESERVED: newest})
+    if row is not None and RESERVED in row.payload:
+        payload = {**observation.payload, RESERVED: row.payload[RESERVED]}
+        observation = dataclasses.replace(observation, payload=payload)
     tally = dataclasses.asdict(merge_runs(connection, [observation])[pipeline_id])
     row = find(connection, pipeline_id, run_id)
     assert row is not None  # noqa: S101 - runs are never deleted
