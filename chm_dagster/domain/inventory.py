@@ -12,6 +12,9 @@ SLUG_PATTERN = "^[a-z0-9]+(-[a-z0-9]+)*$"
 MAX_SLUG_CHARS = 100
 MAX_NAME_CHARS = 200
 
+PUSHED = "openlineage:"
+"""A pipeline whose `connection` starts with this is known from OpenLineage events alone; the rest: their namespace."""
+
 
 class Platform(enum.StrEnum):
     """Where a pipeline runs."""

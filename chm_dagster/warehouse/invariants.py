@@ -5,6 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from chm_dagster.domain.inventory import PUSHED
 from chm_dagster.warehouse.engine import database_errors
 
 LISTED = 50
@@ -57,6 +58,7 @@ SELECT c.slug || '/' || p.slug AS pipeline, p.synced_through
 FROM pipelines AS p
 JOIN clients AS c ON c.id = p.client_id
 WHERE p.is_active AND c.is_active AND p.external_id IS NOT NULL
+  AND coalesce(p.connection, '') NOT LIKE :pushed
   AND (p.synced_through IS NULL OR p.synced_through < :limit_)
 ORDER BY p.synced_through NULLS FIRST, 1
 LIMIT :listed
@@ -75,7 +77,7 @@ def impossible_runs(engine: sa.Engine, pipeline_ids: list[str]) -> list[dict[str
 
 def pipelines_behind(engine: sa.Engine, limit: datetime) -> list[dict[str, Any]]:
     """Ingested pipelines whose runs are not known up to `limit`: `pipeline`, `synced_through`."""
-    return _offenders(engine, _BEHIND, limit_=limit)
+    return _offenders(engine, _BEHIND, limit_=limit, pushed=PUSHED + "%")
 
 
 def _offenders(engine: sa.Engine, query: str, **parameters: Any) -> list[dict[str, Any]]:

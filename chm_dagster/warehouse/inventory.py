@@ -7,7 +7,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from chm_dagster.domain.inventory import IngestedPipeline, PipelineType, Platform
+from chm_dagster.domain.inventory import PUSHED, IngestedPipeline, PipelineType, Platform
 from chm_dagster.warehouse.engine import database_errors
 from chm_dagster.warehouse.tables import clients, pipelines
 
@@ -28,6 +28,8 @@ class NewPipeline:
 def ingested_pipelines(engine: sa.Engine, keys: Collection[str] | None = None) -> list[IngestedPipeline]:
     """The pipelines that ingestion is about: active, of an active client, with an external id; ordered by key.
 
+    Those that only events tell of are not among them.
+
     `keys` (`client-slug/pipeline-slug`) narrows them down; keys that are not among them are left out silently, so
     compare. Raises DatabaseUnavailable.
     """
@@ -44,6 +46,7 @@ def ingested_pipelines(engine: sa.Engine, keys: Collection[str] | None = None) -
         )
         .join(clients, clients.c.id == pipelines.c.client_id)
         .where(clients.c.is_active, pipelines.c.is_active, pipelines.c.external_id.is_not(None))
+        .where(sa.func.coalesce(pipelines.c.connection, "").not_like(PUSHED + "%"))
         .order_by(clients.c.slug, pipelines.c.slug)
     )
     if keys is not None:

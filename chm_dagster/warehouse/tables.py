@@ -135,6 +135,7 @@ pipelines = sa.Table(
         unique=True,
         postgresql_where=sa.text("external_id IS NOT NULL"),
     ),
+    sa.Index(None, "external_id", postgresql_where=sa.text("external_id IS NOT NULL")),
     comment="Clients' recurring jobs, on whatever platform they run",
 )
 
@@ -170,6 +171,7 @@ runs = sa.Table(
         server_default=sa.text("'{}'::jsonb"),
         comment="The partner's record, secrets masked",
     ),
+    sa.Column("lineage", pg.JSONB, comment="What the run's OpenLineage events say together; null where none came"),
     _time("ingested_at", "When CHM last wrote what a partner said", nullable=False, default=sa.func.now()),
     sa.Column("attempt", sa.Integer, nullable=False, server_default="0", comment="The partner's try counter"),
     sa.Column(

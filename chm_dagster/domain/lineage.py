@@ -1,0 +1,273 @@
+"""OpenLineage: what one event says, and what all events of a run say together. Pure.
+
+Events arrive late, twice, and in any order, and the events of a run's tasks tell of the run, too. So each event is
+joined into a `LineageState`, and the join is a maximum or a minimum in every part: whatever the order, and however
+often an event comes, the same events give the same state, and the run is read off the state.
+
+Facts that this rests on (Airflow's provider 2.20 and dbt's 1.54, recorded): a clear of an Airflow run keeps its run id,
+counts `clear_number` up and takes a new OpenLineage run id; the error that a person wants to see stands in the event of
+the task that failed, not in the run's own; "manually set" in the text is the only sign of a run that somebody ended.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Self
+
+from chm_dagster.domain import values
+from chm_dagster.domain.runs import MAX_RUN_ID_CHARS, RunStatus
+from chm_dagster.errors import InputError
+
+_ENDS = {"COMPLETE": RunStatus.SUCCESS, "ABORT": RunStatus.CANCELED, "FAIL": RunStatus.FAILED}
+# Of two ends told for the same moment the worse one holds.
+_RANK = {status: rank for rank, status in enumerate(_ENDS.values())}
+_GOES_ON = frozenset({"START", "RUNNING"})
+_MANUAL = "manually set to"
+_ENDLESS = frozenset({"STREAMING", "SERVICE"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class End:
+    """How a run ended, as its own last event tells. `at` is in UTC."""
+
+    at: datetime
+    status: RunStatus
+    error: str | None = None
+    reason: str | None = None
+    rows: int | None = None
+
+    @property
+    def order(self) -> tuple[datetime, int, str]:
+        """The end that counts is the largest."""
+        return (self.at, _RANK.get(self.status, 0), self.error or "")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LineageEvent:
+    """What one event says of the run that it belongs to: the root run, if it is a task's event.
+
+    `airflow_run_id` is the id that Airflow's own API uses; `run_id` is OpenLineage's. `child_error` is a task's.
+    """
+
+    namespace: str
+    job: str
+    run_id: str
+    airflow_run_id: str | None
+    attempt: int
+    at: datetime
+    is_root: bool
+    started_at: datetime | None = None
+    end: End | None = None
+    child_error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ignored:
+    """An event that is fine and tells of no run's state; `reason` says why."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LineageState:
+    """All that is known of one run. `seen` is the newest time of any event; the rest is of the newest attempt."""
+
+    attempt: int
+    seen: datetime
+    run_id: str
+    started_at: datetime | None = None
+    child_at: datetime | None = None
+    end: End | None = None
+    child_error: tuple[datetime, str] | None = None
+
+    @classmethod
+    def of(cls, event: LineageEvent) -> Self:
+        """What is known after this one event."""
+        error = event.child_error
+        return cls(
+            attempt=event.attempt,
+            seen=event.at,
+            run_id=event.run_id,
+            started_at=event.started_at,
+            child_at=None if event.is_root else event.at,
+            end=event.end,
+            child_error=None if error is None else (event.at, error),
+        )
+
+    def join(self, other: Self) -> Self:
+        """What both know together: commutative, associative, and nothing new from what is known already."""
+        if other.attempt != self.attempt:
+            newer = self if self.attempt > other.attempt else other
+            return dataclasses.replace(newer, seen=max(self.seen, other.seen))
+        ends = [end for end in (self.end, other.end) if end is not None]
+        errors = [error for error in (self.child_error, other.child_error) if error is not None]
+        return dataclasses.replace(
+            self,
+            seen=max(self.seen, other.seen),
+            run_id=min(self.run_id, other.run_id),
+            started_at=_earliest(self.started_at, other.started_at),
+            child_at=_earliest(self.child_at, other.child_at),
+            end=max(ends, key=lambda end: end.order, default=None),
+            child_error=max(errors, default=None),
+        )
+
+    @property
+    def status(self) -> RunStatus:
+        """A run of which only tasks were heard is running."""
+        return RunStatus.RUNNING if self.end is None else self.end.status
+
+    @property
+    def first_sign(self) -> datetime | None:
+        """When the run started, as far as its events tell."""
+        return self.started_at or self.child_at
+
+    @property
+    def error(self) -> str | None:
+        """The failed task's message, which says more than the run's own; None for a run that did not fail."""
+        if self.end is None or self.end.status not in (RunStatus.FAILED, RunStatus.CANCELED):
+            return None
+        return self.end.error if self.end.reason or self.child_error is None else self.child_error[1]
+
+    def as_json(self) -> dict[str, Any]:
+        """The form that `from_json` reads: JSON values only."""
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read a state as it was kept."""
+        end, error = data.get("end"), data.get("child_error")
+        return cls(
+            attempt=data["attempt"],
+            seen=_moment(data["seen"]),
+            run_id=data["run_id"],
+            started_at=_moment_or_none(data.get("started_at")),
+            child_at=_moment_or_none(data.get("child_at")),
+            end=None if end is None else End(**{**end, "at": _moment(end["at"]), "status": RunStatus(end["status"])}),
+            child_error=None if error is None else (_moment(error[0]), error[1]),
+        )
+
+
+def read_event(event: Any, latest: datetime) -> LineageEvent | Ignored:
+    """What an OpenLineage event says. Raises InputError, naming the field, for one that breaks the specification."""
+    sent = _object(event, "body")
+    if "run" not in sent:
+        return Ignored("it is about a job or a dataset, not about a run")
+    job, run = _object(sent.get("job"), "job"), _object(sent["run"], "run")
+    kind = sent.get("eventType")
+    at = values.parse_time(sent.get("eventTime"), "eventTime", latest)
+    if at is None:
+        raise InputError("eventTime", "missing; send ISO 8601 with an offset")
+    namespace, name = _text(job, "namespace", "job.namespace"), _text(job, "name", "job.name")
+    run_id = values.run_id(run.get("runId"), "run.runId")
+    about = _facet(job, "jobType")
+    if about.get("processingType") in _ENDLESS:
+        return Ignored("a stream has no runs")
+    if kind not in _ENDS and kind not in _GOES_ON:
+        return Ignored("its eventType says nothing of a status")
+    parent = _facet(run, "parent")
+    if parent and about.get("jobType") != "DAG":
+        return _of_a_task(str(kind), at, run, parent)
+    return _of_a_run(str(kind), at, LineageEvent(namespace, name, run_id, *_airflow(run), at, True), sent)
+
+
+def _of_a_run(kind: str, at: datetime, event: LineageEvent, sent: Mapping[str, Any]) -> LineageEvent:
+    run = sent["run"]
+    own_start = _maybe_time(_dag_run(run, "airflowDagRun").get("start_date"), at)
+    if kind in _GOES_ON:
+        return dataclasses.replace(event, started_at=own_start or at)
+    error = values.error_text(_facet(run, "errorMessage").get("message"))
+    status, reason = _ENDS[kind], None
+    if status is RunStatus.FAILED and event.airflow_run_id is not None and _MANUAL in (error or ""):
+        status, reason = RunStatus.CANCELED, "ended by hand"
+    tasks = _facet(run, "airflowState").get("tasksState")
+    all_skipped = isinstance(tasks, dict) and tasks and all(task == "skipped" for task in tasks.values())
+    if status is RunStatus.SUCCESS and all_skipped:
+        status, reason = RunStatus.SKIPPED, "all tasks skipped"
+    end = End(at, status, error, reason, _rows(sent.get("outputs")))
+    return dataclasses.replace(event, started_at=own_start, end=end)
+
+
+def _of_a_task(kind: str, at: datetime, run: Mapping[str, Any], parent: Mapping[str, Any]) -> LineageEvent | Ignored:
+    root = parent.get("root") if isinstance(parent.get("root"), dict) else parent
+    job, of = _facet_part(root, "job"), _facet_part(root, "run")
+    try:
+        namespace, name = _text(job, "namespace", "root.job.namespace"), _text(job, "name", "root.job.name")
+        run_id = values.run_id(of.get("runId"), "root.run.runId")
+    except InputError as refused:
+        return Ignored(f"a task's event that does not name its run: {refused}")
+    error = values.error_text(_facet(run, "errorMessage").get("message")) if kind == "FAIL" else None
+    return LineageEvent(namespace, name, run_id, *_airflow(run), at, False, child_error=error)
+
+
+def _airflow(run: Mapping[str, Any]) -> tuple[str | None, int]:
+    """Airflow's own run id and how often the run was cleared; None and 0 for what does not come from Airflow."""
+    dag_run = _dag_run(run, "airflowDagRun") or _dag_run(run, "airflow")
+    run_id, cleared = dag_run.get("run_id"), dag_run.get("clear_number")
+    try:
+        return (None if run_id is None else values.run_id(run_id)), values.attempt(cleared)
+    except InputError:
+        return None, 0
+
+
+def _dag_run(run: Mapping[str, Any], facet: str) -> Mapping[str, Any]:
+    return _facet_part(_facet(run, facet), "dagRun")
+
+
+def _rows(outputs: Any) -> int | None:
+    """The rows that all outputs count together; None if none counts them."""
+    counts = [
+        values.row_count(_facet_part(_facet_part(output, "outputFacets"), "outputStatistics").get("rowCount"))
+        for output in (outputs if isinstance(outputs, list) else ())
+    ]
+    known = [count for count in counts if count is not None]
+    return values.row_count(sum(known)) if known else None
+
+
+def _facet(thing: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return _facet_part(_facet_part(thing, "facets"), name)
+
+
+def _facet_part(thing: Any, name: str) -> Mapping[str, Any]:
+    # Facets are free-form: what has not the usual form is as good as not there.
+    part = thing.get(name) if isinstance(thing, dict) else None
+    return part if isinstance(part, dict) else {}
+
+
+def _object(value: Any, field: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(field, "missing or not an object; see the OpenLineage specification")
+    return value
+
+
+def _text(thing: Mapping[str, Any], name: str, field: str) -> str:
+    value = thing.get(name)
+    if not isinstance(value, str) or not value.strip() or len(value) > MAX_RUN_ID_CHARS:
+        raise InputError(field, f"missing, or not a text of at most {MAX_RUN_ID_CHARS} characters")
+    return values.clean_text(value)
+
+
+def _maybe_time(value: Any, latest: datetime) -> datetime | None:
+    try:
+        return values.parse_time(value, "start_date", latest)
+    except InputError:
+        return None
+
+
+def _earliest(one: datetime | None, other: datetime | None) -> datetime | None:
+    return min((moment for moment in (one, other) if moment is not None), default=None)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _moment_or_none(text: str | None) -> datetime | None:
+    return None if text is None else _moment(text)
