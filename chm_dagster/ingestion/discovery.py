@@ -51,7 +51,6 @@ def as_inventory(
             "connection": partner.name,
             "external_id": pipeline.external_id,
             "pipeline_type": pipeline.pipeline_type.value,
-            **({} if pipeline.is_active else {"is_active": False}),
         }
     return {"clients": {slug: {"name": name, "pipelines": pipelines}}}
 

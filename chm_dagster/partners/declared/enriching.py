@@ -17,6 +17,18 @@ MAX_FAILURES = 3
 """After this many failed requests a sweep does without."""
 
 
+class Budget:
+    """How many more requests a sweep may spend on one kind of addition."""
+
+    def __init__(self, requests: int) -> None:
+        self._left = requests
+
+    def take(self) -> bool:
+        """One request, if there is one left."""
+        self._left -= 1
+        return self._left >= 0
+
+
 class Lookup(Protocol):
     """What one platform can say of a run beyond the list of runs, and what it takes to learn it."""
 
@@ -32,17 +44,17 @@ class Lookup(Protocol):
         """Whether the run succeeded, so that it may have processed rows."""
         ...
 
-    def errors(self, records: Sequence[Mapping[str, Any]]) -> AsyncGenerator[tuple[Hashable, str], None]:
-        """Why these runs failed, by key, as far as the partner says so. Raises PartnerError."""
+    def errors(self, runs: Sequence[Mapping[str, Any]], budget: Budget) -> AsyncGenerator[tuple[Hashable, str], None]:
+        """Why these runs failed, by key, as far as the partner says so and the budget lasts. Raises PartnerError."""
         ...
 
-    def rows(self, records: Sequence[Mapping[str, Any]]) -> AsyncGenerator[tuple[Hashable, int], None]:
-        """How many rows these runs processed, by key, as far as the partner says so. Raises PartnerError."""
+    def rows(self, runs: Sequence[Mapping[str, Any]], budget: Budget) -> AsyncGenerator[tuple[Hashable, int], None]:
+        """How many rows these runs processed, by key, likewise. Raises PartnerError."""
         ...
 
 
 class BudgetedEnricher:
-    """Adds errors of at most `errors` runs and row counts of at most `rows` runs in one sweep.
+    """Spends at most `errors` requests on errors, and `rows` on row counts, in one sweep.
 
     A partner that refuses to say more, or fails to, costs the addition and not the sweep.
     """
@@ -50,7 +62,7 @@ class BudgetedEnricher:
     def __init__(self, connection: str, lookup: Lookup, *, errors: int, rows: int) -> None:
         self._connection = connection
         self._lookup = lookup
-        self._left = {"error": errors, "rows": rows}
+        self._budgets = {"error": Budget(errors), "rows": Budget(rows)}
         self._known: dict[str, dict[Hashable, Any]] = {"error": {}, "rows": {}}
         self._failures = 0
 
@@ -62,13 +74,12 @@ class BudgetedEnricher:
         return [(owner, self._added(record)) for owner, record in records]
 
     async def _learn(self, what: str, runs: Sequence[Mapping[str, Any]]) -> None:
-        known = self._known[what]
-        asked = [run for run in runs if self._lookup.key(run) not in known][: self._left[what]]
+        known, budget = self._known[what], self._budgets[what]
+        asked = [run for run in runs if self._lookup.key(run) not in known]
         if not asked or self._failures >= MAX_FAILURES:
             return
-        self._left[what] -= len(asked)
         answers: AsyncGenerator[tuple[Hashable, Any], None] = (
-            self._lookup.errors(asked) if what == "error" else self._lookup.rows(asked)
+            self._lookup.errors(asked, budget) if what == "error" else self._lookup.rows(asked, budget)
         )
         try:
             async with aclosing(answers):

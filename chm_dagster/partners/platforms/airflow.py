@@ -4,12 +4,14 @@ from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from typing import Any
 
 from chm_dagster.errors import Permanent, SchemaDrift
+from chm_dagster.partners.declared.enriching import Budget
 from chm_dagster.partners.declared.places import find
 from chm_dagster.partners.http import Ask, PartnerHttp
 from chm_dagster.partners.verdicts import Refused
 
 _API = ("api", "v2")
 _RUNS_AT_ONCE = 100
+_MAX_XCOM_PAGES = 5
 _MAX_LOG_BYTES = 4 * 1024 * 1024
 
 Run = Mapping[str, Any]
@@ -34,15 +36,15 @@ class AirflowLookup:
         """Only where somebody counts."""
         return self._rows_xcom is not None and record.get("state") == "success"
 
-    async def errors(self, records: Sequence[Run]) -> AsyncGenerator[tuple[Hashable, str], None]:
+    async def errors(self, runs: Sequence[Run], budget: Budget) -> AsyncGenerator[tuple[Hashable, str], None]:
         """One request for the failed tasks of many runs, then one log for each run."""
-        for start in range(0, len(records), _RUNS_AT_ONCE):
-            chunk = records[start : start + _RUNS_AT_ONCE]
-            first = await self._first_failed_tasks(chunk)
+        for start in range(0, len(runs), _RUNS_AT_ONCE):
+            chunk = runs[start : start + _RUNS_AT_ONCE]
+            first = await self._first_failed_tasks(chunk) if budget.take() else {}
             for run in chunk:
-                task = first.get((str(run.get("dag_id")), str(run.get("dag_run_id"))))
+                task = first.get(_of_run(run))
                 if task is not None:
-                    yield self.key(run), await self._error(task)
+                    yield self.key(run), await self._error(task, budget)
 
     async def _first_failed_tasks(self, runs: Sequence[Run]) -> dict[tuple[str, str], Run]:
         """For each run the task that failed first: the others mostly failed because of it."""
@@ -59,14 +61,16 @@ class AirflowLookup:
             raise SchemaDrift(f"connection {self._http.connection}: task_instances is missing or not a list")
         first: dict[tuple[str, str], Run] = {}
         for task in sorted((t for t in tasks if isinstance(t, dict)), key=lambda t: str(t.get("end_date") or "~")):
-            first.setdefault((str(task.get("dag_id")), str(task.get("dag_run_id"))), task)
+            first.setdefault(_of_run(task), task)
         return first
 
-    async def _error(self, task: Run) -> str:
+    async def _error(self, task: Run, budget: Budget) -> str:
         name = f"task {task.get('task_id')}"
         index = task.get("map_index")
         if isinstance(index, int) and index >= 0:
             name += f"[{index}]"
+        if not budget.take():
+            return f"{name} failed"
         told = None
         try:
             told = await self._exception(task)
@@ -92,23 +96,38 @@ class AirflowLookup:
         ids = [str(task.get(name)) for name in ("dag_id", "dag_run_id", "task_id")]
         return [*_API, "dags", ids[0], "dagRuns", ids[1], "taskInstances", ids[2]]
 
-    async def rows(self, records: Sequence[Run]) -> AsyncGenerator[tuple[Hashable, int], None]:
-        """For each run, which of its tasks have counted, and then their counts, added up."""
-        for run in records:
-            counts = [await self._count(task) for task in await self._counting_tasks(run)]
+    async def rows(self, runs: Sequence[Run], budget: Budget) -> AsyncGenerator[tuple[Hashable, int], None]:
+        """Which tasks of these runs have counted, in a request or two, and then their counts, added up for each run."""
+        counting: dict[tuple[str, str], list[Run]] = {}
+        async for entry in self._entries(runs, budget):
+            counting.setdefault((str(entry.get("dag_id")), str(entry.get("run_id"))), []).append(entry)
+        for run in runs:
+            entries = counting.get(_of_run(run), ())
+            counts = [await self._count(run, entry) for entry in entries if budget.take()]
             known = [count for count in counts if count is not None]
-            if known:
+            if known and len(counts) == len(entries):
                 yield self.key(run), sum(known)
 
-    async def _counting_tasks(self, run: Run) -> list[Run]:
-        path = [*self._task_path({**run, "task_id": "~"}), "xcomEntries"]
-        answer = await self._http.ask(Ask(path, [("xcom_key", str(self._rows_xcom)), ("limit", "100")]))
-        entries = answer.body.get("xcom_entries")
-        return [{**run, **entry} for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    async def _entries(self, runs: Sequence[Run], budget: Budget) -> AsyncGenerator[Run, None]:
+        """The XComs of the wanted key in the time of these runs. Before Airflow 3.3 it may be those of all times."""
+        after = sorted(text for run in runs if isinstance(text := run.get("run_after"), str))
+        span = [("run_after_gte", after[0]), ("run_after_lte", after[-1])] if after else []
+        path = [*_API, "dags", "~", "dagRuns", "~", "taskInstances", "~", "xcomEntries"]
+        offset, total = 0, 1
+        for _ in range(_MAX_XCOM_PAGES):
+            if offset >= total or not budget.take():
+                return
+            page = [("limit", "100"), ("offset", str(offset))]
+            body = (await self._http.ask(Ask(path, [("xcom_key", str(self._rows_xcom)), *span, *page]))).body
+            entries = [entry for entry in find(body, "xcom_entries.*") if isinstance(entry, dict)]
+            total = body.get("total_entries") if isinstance(body.get("total_entries"), int) else 0
+            offset += len(entries) or total
+            for entry in entries:
+                yield entry
 
-    async def _count(self, task: Run) -> int | None:
-        path = [*self._task_path(task), "xcomEntries", str(self._rows_xcom)]
-        index = task.get("map_index")
+    async def _count(self, run: Run, entry: Run) -> int | None:
+        path = [*self._task_path({**run, "task_id": entry.get("task_id")}), "xcomEntries", str(self._rows_xcom)]
+        index = entry.get("map_index")
         params = [("map_index", str(index))] if isinstance(index, int) else []
         try:
             value = (await self._http.ask(Ask(path, params))).body.get("value")
@@ -119,3 +138,7 @@ class AirflowLookup:
         if isinstance(value, str) and value.isascii() and value.isdigit():
             value = int(value)
         return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _of_run(record: Run) -> tuple[str, str]:
+    return str(record.get("dag_id")), str(record.get("dag_run_id"))

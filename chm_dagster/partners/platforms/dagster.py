@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from typing import Any
 
 from chm_dagster.errors import SchemaDrift
+from chm_dagster.partners.declared.enriching import Budget
 from chm_dagster.partners.declared.places import find, first
 from chm_dagster.partners.http import Ask, PartnerHttp
 
@@ -68,26 +69,28 @@ class DagsterLookup:
         """Only where somebody wants to know."""
         return self._counts_rows and record.get("status") == "SUCCESS"
 
-    async def errors(self, records: Sequence[Run]) -> AsyncGenerator[tuple[Hashable, str], None]:
+    async def errors(self, runs: Sequence[Run], budget: Budget) -> AsyncGenerator[tuple[Hashable, str], None]:
         """A few runs with their events in each request; the rest of a long log only where nothing was found."""
-        async for run in self._results(_ERRORS, records):
+        async for run in self._results(_ERRORS, runs, budget):
             log = run.get("eventConnection")
-            text = await self._error(str(run.get("runId")), log if isinstance(log, dict) else {})
+            text = await self._error(str(run.get("runId")), log if isinstance(log, dict) else {}, budget)
             if text is not None:
                 yield self.key(run), text
 
-    async def rows(self, records: Sequence[Run]) -> AsyncGenerator[tuple[Hashable, int], None]:
+    async def rows(self, runs: Sequence[Run], budget: Budget) -> AsyncGenerator[tuple[Hashable, int], None]:
         """The counts of all materializations of a run, added up."""
-        async for run in self._results(_ROWS, records):
+        async for run in self._results(_ROWS, runs, budget):
             entries = find(run, "assetMaterializations.*.metadataEntries.*")
             texts = [first(entry, ["intRepr"]) for entry in entries if first(entry, ["label"]) == ROW_COUNT]
             counts = [int(text) for text in texts if isinstance(text, str) and text.isascii() and text.isdigit()]
             if counts:
                 yield self.key(run), sum(counts)
 
-    async def _results(self, query: str, records: Sequence[Run]) -> AsyncGenerator[Run, None]:
-        for start in range(0, len(records), _RUNS_AT_ONCE):
-            ids = [str(run.get("runId")) for run in records[start : start + _RUNS_AT_ONCE]]
+    async def _results(self, query: str, runs: Sequence[Run], budget: Budget) -> AsyncGenerator[Run, None]:
+        for start in range(0, len(runs), _RUNS_AT_ONCE):
+            if not budget.take():
+                return
+            ids = [str(run.get("runId")) for run in runs[start : start + _RUNS_AT_ONCE]]
             data = await self._query(query, {"ids": ids})
             for run in find(data, "runsOrError.results.*"):
                 if isinstance(run, dict):
@@ -99,7 +102,7 @@ class DagsterLookup:
             raise SchemaDrift(f"connection {self._http.connection}: Dagster does not understand a query for event logs")
         return answer.body["data"]
 
-    async def _error(self, run_id: str, log: Mapping[str, Any]) -> str | None:
+    async def _error(self, run_id: str, log: Mapping[str, Any], budget: Budget) -> str | None:
         """The first step that failed, with the error behind Dagster's own; else why the run as a whole failed."""
         run_failure = None
         for page in range(_MAX_LOG_PAGES):
@@ -114,7 +117,7 @@ class DagsterLookup:
                 if first(event, ["__typename"]) == "ExecutionStepFailureEvent":
                     return text
                 run_failure = run_failure or text
-            if not log.get("hasMore"):
+            if not log.get("hasMore") or not budget.take():
                 break
         return run_failure
 
