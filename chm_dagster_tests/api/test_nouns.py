@@ -210,30 +210,30 @@ def test_a_plus_sign_that_nobody_encoded_is_understood(api: Api) -> None:
     assert len(api.get(f"{RUNS}?since=2026-03-01T07:00:01+01:00").json()["items"]) == 0
 
 
-@pytest.mark.parametrize(
-    ("query", "field"),
-    [
-        ("limit=0", "limit"),
-        ("limit=1001", "limit"),
-        ("limit=1_0", "limit"),
-        ("limit=+5", "limit"),
-        ("limit=5.0", "limit"),
-        ("limit=", "limit"),
-        ("order=up", "order"),
-        ("status=broken", "status"),
-        ("since=2026-03-01", "since"),
-        ("since=2026-03-01T00:00:00", "since"),
-        ("since=1767225600", "since"),
-        ("since=0001-01-01T00:00:00%2B14:00", "since"),
-        ("since=2026-03-02T00:00:00Z&until=2026-03-01T00:00:00Z", "since"),
-        ("cursor=nonsense", "cursor"),
-        ("cursor=", "cursor"),
-        ("statsu=failed", "statsu"),
-    ],
-)
-def test_a_bad_query_is_refused_by_name(api: Api, query: str, field: str) -> None:
+BAD_QUERIES = [
+    ("limit=0", "limit"),
+    ("limit=1001", "limit"),
+    ("limit=1_0", "limit"),
+    ("limit=+5", "limit"),
+    ("limit=5.0", "limit"),
+    ("limit=", "limit"),
+    ("order=up", "order"),
+    ("status=broken", "status"),
+    ("since=2026-03-01", "since"),
+    ("since=2026-03-01T00:00:00", "since"),
+    ("since=1767225600", "since"),
+    ("since=0001-01-01T00:00:00%2B14:00", "since"),
+    ("since=2026-03-02T00:00:00Z&until=2026-03-01T00:00:00Z", "since"),
+    ("cursor=nonsense", "cursor"),
+    ("cursor=", "cursor"),
+    ("statsu=failed", "statsu"),
+]
+
+
+def test_a_bad_query_is_refused_by_name(api: Api) -> None:
     add_pipeline(api, "Acme", "Orders")
-    assert refused(api.get(f"{RUNS}?{query}"), 400) == {field}
+    for query, field in BAD_QUERIES:
+        assert refused(api.get(f"{RUNS}?{query}"), 400) == {field}, query
 
 
 def test_the_latest_run_of_a_pipeline_that_never_ran_is_not_found(api: Api) -> None:
