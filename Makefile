@@ -11,7 +11,7 @@ REAL_PARTNERS := airflow prefect dagster
 .PHONY: help up dev test test-all test-partners lint bench clean
 
 help: ## Show this
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: $(VENV)/.runtime ## Start everything: Postgres, a partner, ingestion, the Dagster UI
 	@$(BIN)/chm up
