@@ -26,7 +26,7 @@ _REMEMBERED = 20
 # Recordings of one run, and those of one key, wait for each other.
 _LOCK = sa.text("SELECT pg_advisory_xact_lock(hashtextextended('chm/recording/' || :what, 0))")
 _NOW = sa.select(sa.func.clock_timestamp())
-_BY_KEY = sa.text(f"""
+BY_KEY = sa.text(f"""
 SELECT external_run_id FROM runs
 WHERE payload ? '{RESERVED}' AND payload -> '{RESERVED}' ? :digest AND pipeline_id = :pipeline_id
 LIMIT 1
@@ -68,7 +68,7 @@ def record(
 def _recorded_with(connection: sa.Connection, pipeline_id: UUID, digest: str, body: str) -> Run | None:
     """The run that was recorded with this key. Raises Conflict if it was recorded with another body."""
     _lock(connection, f"{pipeline_id}/key/{digest}")
-    run_id = connection.scalar(_BY_KEY, {"digest": digest, "pipeline_id": pipeline_id})
+    run_id = connection.scalar(BY_KEY, {"digest": digest, "pipeline_id": pipeline_id})
     row = None if run_id is None else find(connection, pipeline_id, run_id)
     if row is None:
         return None

@@ -14,6 +14,7 @@ from chm_dagster.domain.manual import RESERVED
 from chm_dagster.domain.runs import Observation, Run, RunStatus
 from chm_dagster.errors import Conflict, InputError, NotFound
 from chm_dagster.warehouse.invariants import impossible_runs
+from chm_dagster.warehouse.recording import BY_KEY
 from chm_dagster.warehouse.runs import merge_runs
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.factories import T0, minutes, observation, rows
@@ -305,8 +306,7 @@ def test_a_key_means_the_same_run_whatever_became_of_it(warehouse: Warehouse) ->
     started, _ = warehouse.runs.record(ORDERS, RUNNING, idempotency_key="start")
     warehouse.runs.record(ORDERS, SUCCESS, idempotency_key="end")
     warehouse.runs.record(ORDERS, {**SUCCESS, "rows_processed": 3})
-    late, outcome = warehouse.runs.record(ORDERS, RUNNING, idempotency_key="late")
-    assert outcome == "stale"
+    assert warehouse.runs.record(ORDERS, RUNNING, idempotency_key="late")[1] == "stale"
     with pytest.raises(Conflict):
         warehouse.runs.record(ORDERS, SUCCESS, idempotency_key="late")
     run, outcome = warehouse.runs.record(ORDERS, RUNNING, idempotency_key="start")
@@ -415,10 +415,8 @@ def test_keys_are_found_by_their_index(warehouse: Warehouse, orders: Pipeline) -
     warehouse.runs.record(ORDERS, {"status": "success"}, idempotency_key="key-1")
     with warehouse.engine.begin() as connection:
         connection.execute(sa.text("ANALYZE runs"))
-    from chm_dagster.warehouse.recording import _BY_KEY
-
     with warehouse.engine.connect() as connection:
-        plan = connection.execute(sa.text(f"EXPLAIN {_BY_KEY.text}"), {"digest": "d", "pipeline_id": orders.id})
+        plan = connection.execute(sa.text(f"EXPLAIN {BY_KEY.text}"), {"digest": "d", "pipeline_id": orders.id})
         assert "ix_runs_idempotency_keys" in "\n".join(row[0] for row in plan)
 
 

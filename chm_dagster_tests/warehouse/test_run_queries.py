@@ -1,0 +1,248 @@
+"""Lists of runs and the latest of them: order, windows, pages."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chm_dagster.domain.inventory import Pipeline
+from chm_dagster.domain.runs import Run, RunStatus
+from chm_dagster.errors import InputError, NotFound
+from chm_dagster.warehouse.paging import encode
+from chm_dagster.warehouse.runs import merge_runs
+from chm_dagster.warehouse.warehouse import Warehouse
+from chm_dagster_tests.factories import T0, minutes, observation, rows
+
+ORDERS = "acme/orders"
+Moment = datetime | None
+INSERT = sa.text(
+    "INSERT INTO runs (pipeline_id, external_run_id, status, started_at, finished_at)"
+    " VALUES (:pipeline_id, :run, 'success', :started, :finished)"
+)
+DESIGN_ORDER = "started_at DESC NULLS LAST, finished_at DESC NULLS LAST, id DESC"
+
+
+def fill(warehouse: Warehouse, pipeline_id: UUID, times: list[tuple[Moment, Moment]], prefix: str = "r") -> None:
+    rows_ = [
+        {"pipeline_id": pipeline_id, "run": f"{prefix}{n}", "started": started, "finished": finished}
+        for n, (started, finished) in enumerate(times)
+    ]
+    if rows_:
+        with warehouse.engine.begin() as connection:
+            connection.execute(INSERT, rows_)
+
+
+def pages(warehouse: Warehouse, limit: int, **filters: Any) -> list[Run]:
+    found: list[Run] = []
+    cursor = None
+    while True:
+        page = warehouse.runs.list(ORDERS, limit=limit, cursor=cursor, **filters)
+        assert len(page.items) <= limit
+        found += page.items
+        cursor = page.next_cursor
+        if cursor is None:
+            return found
+
+
+MOMENTS = st.none() | st.integers(0, 3).map(lambda n: T0 + minutes(n))
+
+
+@settings(max_examples=60)
+@given(
+    times=st.lists(st.tuples(MOMENTS, MOMENTS), max_size=12),
+    limit=st.integers(1, 13),
+    order=st.sampled_from(["asc", "desc"]),
+    since=MOMENTS,
+    until=MOMENTS,
+)
+def test_pages_put_together_are_the_list_in_the_order_of_the_design(
+    warehouse: Warehouse,
+    orders: Pipeline,
+    times: list[tuple[Moment, Moment]],
+    limit: int,
+    order: Literal["asc", "desc"],
+    since: Moment,
+    until: Moment,
+) -> None:
+    if since is not None and until is not None and since >= until:
+        since, until = None, None
+    with warehouse.engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM runs"))
+    fill(warehouse, orders.id, times)
+    wanted = [
+        row["external_run_id"]
+        for row in rows(warehouse.engine, f"SELECT external_run_id, started_at FROM runs ORDER BY {DESIGN_ORDER}")
+        if (since is None or (row["started_at"] is not None and row["started_at"] >= since))
+        and (until is None or (row["started_at"] is not None and row["started_at"] < until))
+    ]
+    if order == "asc":
+        wanted.reverse()
+    assert [run.external_run_id for run in pages(warehouse, limit, order=order, since=since, until=until)] == wanted
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_runs_that_arrive_between_two_pages_repeat_and_hide_no_other(
+    warehouse: Warehouse, orders: Pipeline, order: Literal["asc", "desc"]
+) -> None:
+    times: list[tuple[Moment, Moment]] = [(T0 + minutes(n), None) for n in range(8)]
+    fill(warehouse, orders.id, [*times, (None, None)])
+    first = warehouse.runs.list(ORDERS, limit=4, order=order)
+    fill(
+        warehouse,
+        orders.id,
+        [(T0 - minutes(9), None), (T0 + minutes(3.5), None), (T0 + minutes(99), None), (None, T0)],
+        "x",
+    )
+    rest, cursor = [], first.next_cursor
+    while cursor is not None:
+        page = warehouse.runs.list(ORDERS, limit=2, order=order, cursor=cursor)
+        rest += page.items
+        cursor = page.next_cursor
+    seen = [run.external_run_id for run in (*first.items, *rest)]
+    assert len(seen) == len(set(seen))
+    old = [run for run in seen if run.startswith("r")]
+    assert old == (
+        ["r8", *(f"r{n}" for n in range(8))] if order == "asc" else [*(f"r{n}" for n in range(7, -1, -1)), "r8"]
+    )
+
+
+def test_the_latest_run_is_the_first_of_the_list_whatever_is_unknown_of_it(
+    warehouse: Warehouse, orders: Pipeline
+) -> None:
+    assert warehouse.runs.latest(ORDERS) is None
+    histories: list[list[tuple[Moment, Moment]]] = [
+        [(None, None)],
+        [(None, T0), (None, None)],
+        [(T0, None), (None, T0 + minutes(9))],
+        [(T0, T0 + minutes(1)), (T0, T0 + minutes(2)), (T0, None)],
+        [(T0, T0), (T0, T0)],
+    ]
+    expected = ["a0", "b0", "c0", "d1", "e1"]
+    for letter, times, latest in zip("abcde", histories, expected, strict=True):
+        fill(warehouse, orders.id, times, letter)
+        found = warehouse.runs.latest(orders.id)
+        assert found is not None
+        assert found.external_run_id == latest
+        assert warehouse.runs.list(ORDERS, limit=1).items == [found]
+        with warehouse.engine.begin() as connection:
+            connection.execute(sa.text("DELETE FROM runs"))
+
+
+def test_since_is_inclusive_and_until_exclusive(warehouse: Warehouse, orders: Pipeline) -> None:
+    fill(warehouse, orders.id, [(T0 + minutes(n), None) for n in range(4)] + [(None, T0)])
+    listed = warehouse.runs.list(ORDERS, since=T0 + minutes(1), until=T0 + minutes(3), order="asc")
+    assert [run.external_run_id for run in listed.items] == ["r1", "r2"]
+    zone = T0.astimezone(datetime.fromisoformat("2026-01-01T00:00:00+09:00").tzinfo)
+    assert len(warehouse.runs.list(ORDERS, since=zone).items) == 4
+    assert len(warehouse.runs.list(ORDERS, until=datetime.max.replace(tzinfo=UTC)).items) == 4
+    assert warehouse.runs.list(ORDERS, until=datetime.min.replace(tzinfo=UTC)).items == []
+    assert len(warehouse.runs.list(ORDERS).items) == 5
+
+
+def test_runs_are_filtered_by_status_and_belong_to_their_pipeline(warehouse: Warehouse, orders: Pipeline) -> None:
+    other = warehouse.pipelines.create("acme", {"name": "Other", "platform": "cron", "pipeline_type": "export"})
+    observations = [
+        observation(pipeline, f"{status}-{n}", status=status, started_at=T0 + minutes(n))
+        for pipeline in (orders.id, other.id)
+        for status in RunStatus
+        for n in range(2)
+    ]
+    with warehouse.engine.begin() as connection:
+        merge_runs(connection, observations)
+    assert len(warehouse.runs.list(ORDERS).items) == 10
+    for status in (RunStatus.FAILED, "failed"):
+        found = pages(warehouse, 1, status=status)
+        assert [(run.external_run_id, run.pipeline_id) for run in found] == [
+            ("failed-1", orders.id),
+            ("failed-0", orders.id),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"limit": 0}, "limit"),
+        ({"limit": 1_001}, "limit"),
+        ({"limit": True}, "limit"),
+        ({"order": "up"}, "order"),
+        ({"status": "lost"}, "status"),
+        ({"since": datetime(2026, 1, 1)}, "since"),  # noqa: DTZ001
+        ({"until": datetime(2026, 1, 1)}, "until"),  # noqa: DTZ001
+        ({"since": T0, "until": T0}, "since"),
+        ({"since": datetime.min.replace(tzinfo=datetime.fromisoformat("2026-01-01T00:00:00+14:00").tzinfo)}, "since"),
+        ({"cursor": "rubbish"}, "cursor"),
+        ({"cursor": ""}, "cursor"),
+    ],
+)
+def test_an_argument_that_cannot_be_is_refused_by_name(
+    warehouse: Warehouse, orders: Pipeline, arguments: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        warehouse.runs.list(ORDERS, **arguments)
+    assert error.value.field == field
+
+
+def test_a_thousand_runs_come_on_one_page(warehouse: Warehouse, orders: Pipeline) -> None:
+    fill(warehouse, orders.id, [(T0 + minutes(n), None) for n in range(1_001)])
+    assert len(warehouse.runs.list(ORDERS).items) == 100
+    page = warehouse.runs.list(ORDERS, limit=1_000)
+    assert len(page.items) == 1_000
+    assert len(warehouse.runs.list(ORDERS, limit=1_000, cursor=page.next_cursor).items) == 1
+
+
+def test_what_does_not_exist_is_named(warehouse: Warehouse, orders: Pipeline) -> None:
+    for call in (warehouse.runs.list, warehouse.runs.latest, lambda ref: warehouse.runs.get(ref, "r1")):
+        with pytest.raises(NotFound, match="no pipeline 'acme/nothing'"):
+            call("acme/nothing")
+    for run_id in ("r1", "", "a\0", "\ud800", "x" * 600):
+        with pytest.raises(NotFound, match="of pipeline 'acme/orders'"):
+            warehouse.runs.get(ORDERS, run_id)
+
+
+def plan(warehouse: Warehouse, call: Any) -> str:
+    """The plan of the last SELECT that a call makes of runs, with sequential scans as the planner likes them."""
+    statements: list[tuple[str, Any]] = []
+
+    @sa.event.listens_for(warehouse.engine, "before_cursor_execute")
+    def note(_c: Any, _k: Any, statement: str, parameters: Any, _x: Any, _m: Any) -> None:
+        if statement.startswith("SELECT") and "runs" in statement:
+            statements.append((statement, parameters))
+
+    call()
+    sa.event.remove(warehouse.engine, "before_cursor_execute", note)
+    statement, parameters = statements[-1]
+    with warehouse.engine.connect() as connection:
+        return "\n".join(
+            row[0] for row in connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS) {statement}", parameters)
+        )
+
+
+def test_the_last_page_costs_no_more_than_the_first(warehouse: Warehouse, orders: Pipeline) -> None:
+    with warehouse.engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "INSERT INTO runs (pipeline_id, external_run_id, status, started_at, finished_at) SELECT :id, 'r' || n,"
+                " 'success', :t0 + n * interval '1 minute', :t0 + n * interval '1 minute' FROM generate_series(1, 20000) AS n"
+            ),
+            {"id": orders.id, "t0": T0},
+        )
+    with warehouse.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.text("VACUUM ANALYZE runs"))
+    first = warehouse.runs.list(ORDERS, limit=10)
+    deep = warehouse.runs.list(ORDERS, limit=10, order="asc").items[-1]
+    cursor = encode([deep.started_at, deep.finished_at, deep.id])
+    for call in (
+        lambda: warehouse.runs.list(ORDERS, limit=10, cursor=first.next_cursor),
+        lambda: warehouse.runs.list(ORDERS, limit=10, cursor=cursor),
+        lambda: warehouse.runs.list(ORDERS, limit=10, cursor=first.next_cursor, order="asc"),
+        lambda: warehouse.runs.list(ORDERS, limit=10, until=T0 + timedelta(minutes=50)),
+        lambda: warehouse.runs.latest(ORDERS),
+    ):
+        text = plan(warehouse, call)
+        assert "Seq Scan on runs" not in text
+        removed = [int(line.split(":")[1]) for line in text.splitlines() if "Rows Removed by Filter" in line]
+        assert sum(removed) < 20, text
