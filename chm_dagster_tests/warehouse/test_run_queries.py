@@ -170,8 +170,8 @@ def test_runs_are_filtered_by_status_and_belong_to_their_pipeline(warehouse: War
         ({"limit": True}, "limit"),
         ({"order": "up"}, "order"),
         ({"status": "lost"}, "status"),
-        ({"since": datetime(2026, 1, 1)}, "since"),  # noqa: DTZ001
-        ({"until": datetime(2026, 1, 1)}, "until"),  # noqa: DTZ001
+        ({"since": datetime(2026, 1, 1)}, "since"),
+        ({"until": datetime(2026, 1, 1)}, "until"),
         ({"since": T0, "until": T0}, "since"),
         ({"since": datetime.min.replace(tzinfo=datetime.fromisoformat("2026-01-01T00:00:00+14:00").tzinfo)}, "since"),
         ({"cursor": "rubbish"}, "cursor"),
