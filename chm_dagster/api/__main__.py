@@ -10,6 +10,7 @@ from chm_dagster.api import logs
 from chm_dagster.api.app import POOL_SIZE, create_app
 from chm_dagster.api.serving import base_url, bind, serve
 from chm_dagster.errors import ChmError
+from chm_dagster.ingestion.lineage import Shelf
 from chm_dagster.local.postgres import EmbeddedPostgres
 from chm_dagster.settings import Settings
 from chm_dagster.warehouse.engine import make_engine
@@ -30,7 +31,8 @@ def main() -> int:
         with listener, _database(settings) as url:
             warehouse = Warehouse(make_engine(url, pool_size=POOL_SIZE, statement_seconds=STATEMENT_SECONDS))
             print(f"chm: API on {base_url(listener)}", flush=True)  # noqa: T201 - for a person at the terminal
-            serve(create_app(warehouse, token=settings.api_token), listener)
+            shelf = Shelf(settings.home / "lineage")
+            serve(create_app(warehouse, token=settings.api_token, shelf=shelf), listener)
     except ChmError as error:
         for line in str(error).splitlines():
             print(f"chm: {line}", file=sys.stderr)  # noqa: T201 - a command-line program's own complaint

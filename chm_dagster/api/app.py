@@ -17,6 +17,7 @@ from chm_dagster.api import (
     contract,
     docs,
     health,
+    lineage,
     methods,
     pings,
     pipelines,
@@ -27,6 +28,7 @@ from chm_dagster.api import (
 from chm_dagster.api.guarding import Guard
 from chm_dagster.api.metrics import registry_for
 from chm_dagster.api.observing import Observer
+from chm_dagster.ingestion.lineage import Shelf
 from chm_dagster.warehouse.warehouse import Warehouse
 
 ROUTERS = (
@@ -36,6 +38,7 @@ ROUTERS = (
     alert_rules.router,
     health.router,
     pings.router,
+    lineage.router,
     probes.router,
 )
 POOL_SIZE = 10
@@ -44,10 +47,14 @@ _THREADS = POOL_SIZE + 6
 # Fewer threads than connections: a request may wait for a thread, which is its turn, but never for a connection.
 
 
-def create_app(warehouse: Warehouse, *, token: str | None = None) -> FastAPI:
-    """The app on this warehouse. Without a token it serves only what comes from its own machine."""
+def create_app(warehouse: Warehouse, *, token: str | None = None, shelf: Shelf | None = None) -> FastAPI:
+    """The app on this warehouse. Without a token it serves only what comes from its own machine.
+
+    The shelf keeps OpenLineage events of jobs that the inventory lacks.
+    """
     app = bare_app()
     app.state.warehouse = warehouse
+    app.state.shelf = shelf
     app.state.registry, requests = registry_for(warehouse)
     # The one added last is the outermost.
     app.add_middleware(Guard, token=token)

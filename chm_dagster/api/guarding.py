@@ -23,6 +23,8 @@ PUBLIC = frozenset({"/healthz", "/readyz", "/", "/docs", "/openapi.json"})
 PUBLIC_FOLDERS = ("/docs/",)
 """Nothing of a client's is under these."""
 MAX_BODY_BYTES = 1_048_576
+LARGER_BODIES = {"/api/v1/lineage": 8_388_608, "/api/v1/lineage/batch": 8_388_608}
+"""Producers of lineage drop for good what is refused, and schema facets of wide tables are large."""
 MAX_IN_FLIGHT = 256
 """Requests beyond these are told to come back at once, rather than to wait for those before them."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -68,9 +70,10 @@ class Guard:
         return problem(401, headers={"WWW-Authenticate": f'Bearer realm="chm"{fault}'})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
-        body = await _read(receive, headers)
+        limit = LARGER_BODIES.get(scope["path"], MAX_BODY_BYTES)
+        body = await _read(receive, headers, limit)
         if body == "too large":
-            too_large = problem(413, f"the body is over {MAX_BODY_BYTES} bytes", headers={"Connection": "close"})
+            too_large = problem(413, f"the body is over {limit} bytes", headers={"Connection": "close"})
             await too_large(scope, receive, send)
         elif body != "gone":
             await self._app(scope, _replay(body, receive), send)
@@ -96,10 +99,10 @@ def _host_name(url: str) -> str | None:
         return None
 
 
-async def _read(receive: Receive, headers: Headers) -> bytes | Literal["too large", "gone"]:
+async def _read(receive: Receive, headers: Headers, limit: int) -> bytes | Literal["too large", "gone"]:
     """The whole body, before any route starts; "gone" if the caller left meanwhile."""
     declared = headers.get("content-length", "")
-    if declared.isdigit() and int(declared[:20]) > MAX_BODY_BYTES:
+    if declared.isdigit() and int(declared[:20]) > limit:
         return "too large"
     body = bytearray()
     while True:
@@ -107,7 +110,7 @@ async def _read(receive: Receive, headers: Headers) -> bytes | Literal["too larg
         if message["type"] != "http.request":
             return "gone"
         body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
+        if len(body) > limit:
             return "too large"
         if not message.get("more_body", False):
             return bytes(body)
