@@ -1,12 +1,14 @@
 """What a configured API says of itself: whether it takes us, and which pipelines it has."""
 
 import re
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
 from chm_dagster.errors import AuthError, PartnerError
 from chm_dagster.partners.declared.asking import Asking
-from chm_dagster.partners.declared.model import Discover, Rest, Version
+from chm_dagster.partners.declared.model import Discover, Request, Rest, Version
 from chm_dagster.partners.declared.pager import Pager
+from chm_dagster.partners.declared.paging import Paging
 from chm_dagster.partners.declared.places import find, first, identifier
 from chm_dagster.partners.http import Answer, PartnerHttp
 from chm_dagster.partners.port import Finding, Probe, SourcePipeline
@@ -19,22 +21,48 @@ async def discover(rest: Rest, asking: Asking, http: PartnerHttp) -> list[Source
     spec = rest.discover
     if spec is None:
         return []
-    pager = Pager(
-        http, asking, spec, spec.items, spec.paging, page_size=rest.page_size, key=lambda item: _external_id(spec, item)
-    )
+    breaker = Breaker(patience=http.policy.max_wait)
+    groups = {}
+    if spec.group is not None:
+        group = spec.group
+        async for item in _items(rest, asking, http, breaker, group, group.items, group.paging, group.id):
+            groups[identifier(first(item, [group.id]))] = first(item, [group.name])
     found: dict[str, SourcePipeline] = {}
-    async for _, items in pager.pages(Breaker(patience=http.policy.max_wait)):
-        for item in items:
-            external_id = _external_id(spec, item)
-            if external_id is not None:
-                name = first(item, spec.name)
-                label = name if isinstance(name, str) and name.strip() else external_id
-                found[external_id] = SourcePipeline(external_id, label, spec.pipeline_type, _is_active(spec, item))
+    async for item in _items(rest, asking, http, breaker, spec, spec.items, spec.paging, spec.id):
+        for pipeline in _pipelines(spec, item, groups):
+            found[pipeline.external_id] = pipeline
     return [found[external_id] for external_id in sorted(found)]
 
 
-def _external_id(spec: Discover, item: Any) -> str | None:
-    return identifier(first(item, [spec.id]))
+async def _items(
+    rest: Rest,
+    asking: Asking,
+    http: PartnerHttp,
+    breaker: Breaker,
+    request: Request,
+    place: str,
+    paging: Paging,
+    id_: str,
+) -> AsyncGenerator[Any, None]:
+    def key(item: Any) -> str | None:
+        return identifier(first(item, [id_]))
+
+    pager = Pager(http, asking, request, place, paging, page_size=rest.page_size, key=key)
+    async for _, items in pager.pages(breaker):
+        for item in items:
+            yield item
+
+
+def _pipelines(spec: Discover, item: Any, groups: Mapping[str | None, Any]) -> Iterator[SourcePipeline]:
+    """The pipelines of one item of the list."""
+    children = [item] if spec.each is None else [{**item, **child} for child in find(item, f"{spec.each}.*")]
+    for child in children:
+        external_id = identifier(first(child, [spec.id]))
+        if external_id is not None:
+            group = groups.get(identifier(first(child, [spec.group.of]))) if spec.group else None
+            name = first({**child, "group": group}, spec.name)
+            label = name if isinstance(name, str) and name.strip() else external_id
+            yield SourcePipeline(external_id, label, spec.pipeline_type, _is_active(spec, child))
 
 
 def _is_active(spec: Discover, item: Any) -> bool:
@@ -63,6 +91,8 @@ async def _version(rest: Rest, spec: Version, asking: Asking, http: PartnerHttp)
             answer = await http.ask_unproven(ask)
         except AuthError:
             answer = await http.ask(ask)
+    except AuthError as error:
+        return Finding("auth", False, str(error))
     except Refused as error:
         hint = "is base_url right?" if error.status == 404 else ""
         return Finding(

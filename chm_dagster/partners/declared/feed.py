@@ -18,6 +18,9 @@ from chm_dagster.partners.http import PartnerHttp
 from chm_dagster.partners.port import Done, Failed, Page, Probe, SourcePipeline, Target
 from chm_dagster.partners.retry import Breaker
 from chm_dagster.partners.sweeping import Event, done, merged, side_by_side
+from chm_dagster.partners.verdicts import Refused
+
+_BAD_LIST = (400, 404, 422)
 
 
 class Enricher(Protocol):
@@ -90,7 +93,12 @@ class RestFeed:
             for gone in sweep.gone:
                 yield gone
         except PartnerError as error:
-            yield Failed(unit.external_ids, sweep.explained(error))
+            if sweep.first is None and _one_may_be_wrong(unit, error):
+                for half in unit.halves():
+                    async for event in self._unit(half, breaker, enricher):
+                        yield event
+            else:
+                yield Failed(unit.external_ids, sweep.explained(error))
         else:
             yield self._done(sweep, unit)
         sweep.sorter.report(self._api.http.connection)
@@ -103,3 +111,8 @@ class RestFeed:
             if until is None
             else dataclasses.replace(end, synced_through=min(end.synced_through, until - self.overlap))
         )
+
+
+def _one_may_be_wrong(unit: Unit, error: PartnerError) -> bool:
+    """Whether a list of ids was refused, perhaps for one of them: the others must not suffer for it."""
+    return unit.narrow == "many" and len(unit.targets) > 1 and isinstance(error, Refused) and error.status in _BAD_LIST

@@ -76,6 +76,7 @@ class RestMapping:
         self._runs = runs
         self._words = StatusWords(runs.status)
         self._reopens = reopens
+        self._left_out = frozenset([ENRICHED, *runs.restless])
         self._ui = ui
 
     def __call__(self, pipeline_id: UUID, record: Any, observed_at: datetime) -> Observation | Rejection:
@@ -93,7 +94,7 @@ class RestMapping:
         status, word, unknown = self._words.read(record)
         added = record.get(ENRICHED)
         added = added if isinstance(added, dict) else {}
-        bare = {name: value for name, value in record.items() if name != ENRICHED} if added else record
+        bare = {name: value for name, value in record.items() if name not in self._left_out}
         started, finished, duration = self._times(record, status.finished, observed_at)
         text = added.get("error") or first(record, runs.error)
         # A person has to map an unknown word, so the word is what they must see.

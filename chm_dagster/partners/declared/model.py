@@ -179,6 +179,8 @@ class Runs(Model):
     """Values that mean that there is no time: 0, "0001-01-01T00:00:00Z"."""
     only: dict[str, list[Any]] = {}
     """Records are runs only if these places hold one of these values."""
+    restless: list[str] = []
+    """Fields of a record that change while nothing happens to the run. They are not kept: each look would be news."""
 
 
 class Lookup(Request):
@@ -190,10 +192,23 @@ class Lookup(Request):
     """Where the run, or the list of runs, is in the answer."""
 
 
+class Group(Request):
+    """A list of the things that pipelines belong to; their names are known as ${group} in the names of pipelines."""
+
+    items: str = ""
+    paging: Paging = Paging()
+    id: str
+    name: str
+    of: str
+    """The place in a pipeline that holds the id of its group."""
+
+
 class Discover(Request):
     """How to list the partner's pipelines."""
 
     items: str = ""
+    each: str | None = None
+    """Where the pipelines are in an item, if an item is not a pipeline; they have the item's fields as well."""
     paging: Paging = Paging()
     id: str
     """Its external id: a place, or a template."""
@@ -205,6 +220,7 @@ class Discover(Request):
     """A place that holds true for a pipeline that is switched off."""
     pipeline_type: PipelineType = PipelineType.INGESTION
     """What such pipelines mostly are for."""
+    group: Group | None = None
 
 
 class Version(Request):

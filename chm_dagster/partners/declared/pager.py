@@ -1,13 +1,13 @@
 """Walks through the pages of one request."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 from chm_dagster.partners.declared.asking import Asking
 from chm_dagster.partners.declared.model import Request
 from chm_dagster.partners.declared.paging import Paging
 from chm_dagster.partners.declared.places import find
-from chm_dagster.partners.declared.template import ABSENT
+from chm_dagster.partners.declared.template import ABSENT, names
 from chm_dagster.partners.guards import PageGuard
 from chm_dagster.partners.http import Answer, Ask, PartnerHttp
 from chm_dagster.partners.retry import Breaker
@@ -65,7 +65,7 @@ class Pager:
             return {"page": paging.first_page}
         if paging.kind == "cursor":
             return {"cursor": ABSENT if paging.first_cursor is None else paging.first_cursor}
-        return {"before": ABSENT} if paging.kind == "keyset" else {}
+        return {"before": ABSENT, "offset": 0} if paging.kind == "keyset" else {}
 
     def _following(
         self, state: dict[str, Any] | Ask, ask: Ask, answer: Answer, rows: list[Any]
@@ -84,7 +84,7 @@ class Pager:
             return None
         news = self._guard.news(key for row in rows if (key := self._key(row)) is not None)
         if paging.kind == "keyset":
-            return self._before(state["before"], rows, news)
+            return self._before(state, rows, news)
         return self._counted(state, answer, rows, news)
 
     def _counted(self, state: dict[str, Any], answer: Answer, rows: Sequence[Any], news: int) -> dict[str, Any] | None:
@@ -114,8 +114,11 @@ class Pager:
         path, params = self._http.below(link)
         return Ask(path, params, ask.method, ask.body, headers=ask.headers, shape=ask.shape)
 
-    def _before(self, before: Any, rows: Sequence[Any], news: int) -> dict[str, Any] | None:
-        """Where the next page starts: just above the oldest row, which then comes twice."""
+    def _before(self, state: Mapping[str, Any], rows: Sequence[Any], news: int) -> dict[str, Any] | None:
+        """Where the next page starts: just above the oldest row, which then comes twice.
+
+        A page full of one value says nothing about where the next one starts: its rows are skipped by their number.
+        """
         field = self._paging.field or ""
         found = [value for row in rows for value in find(row, field) if value is not None]
         numbers = [value for value in found if isinstance(value, int | float) and not isinstance(value, bool)]
@@ -123,9 +126,11 @@ class Pager:
         if not found or len(found) not in (len(numbers), len(texts)):
             raise self._guard.drift(f"{field} is missing, or no number and no text: there is no next page to ask for")
         following = min(texts) if texts else min(numbers) + self._paging.nudge
-        if news and following != before:
-            return {"before": following}
+        if news and following != state["before"]:
+            return {"before": following, "offset": 0}
         if len(rows) >= self._page_size:
+            if "offset" in names([self._paging.query, self._paging.body]):
+                return {"before": state["before"], "offset": state["offset"] + len(rows)}
             raise self._guard.drift(f"more than {self._page_size - 1} records share one {field}")
         return None
 

@@ -22,6 +22,12 @@ class Unit:
         """Of all its targets."""
         return tuple(t.external_id for t in self.targets)
 
+    def halves(self) -> "tuple[Unit, Unit]":
+        """Two units that read what this one reads."""
+        middle = len(self.targets) // 2
+        first, second = self.targets[:middle], self.targets[middle:]
+        return dataclasses.replace(self, targets=first), dataclasses.replace(self, targets=second)
+
     @property
     def since(self) -> datetime | None:
         """The earliest watermark; None if one of them was never read."""

@@ -25,6 +25,8 @@ from chm_dagster.partners.verdicts import Refused
 
 logger = logging.getLogger(__name__)
 
+_NOT_KNOWN = {"one": (404,), "many": (400, 404, 422)}
+
 Records = list[tuple[str, Any]]
 
 
@@ -126,10 +128,12 @@ class UnitSweep:
         return {"id": ids[0]} if self._unit.narrow == "one" else {"ids": ids}
 
     def explained(self, error: PartnerError) -> PartnerError:
-        """A 404 for the one pipeline that was asked for means that the partner does not know it."""
-        if self.first is None and self._unit.narrow == "one" and isinstance(error, Refused) and error.status == 404:
+        """A refusal of the one pipeline that was asked for means that the partner does not know it."""
+        if self.first is not None or len(self._unit.targets) > 1 or not isinstance(error, Refused):
+            return error
+        if self._unit.narrow != "account" and error.status in _NOT_KNOWN[self._unit.narrow]:
             (asked,) = self._unit.external_ids
-            hint = f"the partner does not know pipeline {asked!r} (404); check its external_id"
+            hint = f"the partner does not know pipeline {asked!r} ({error.status}); check its external_id"
             return Permanent(f"connection {self._api.http.connection}: {hint}")
         return error
 
