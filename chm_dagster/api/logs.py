@@ -19,6 +19,7 @@ def configure(stream: TextIO = sys.stdout, level: int = logging.INFO) -> None:
 
 def mask_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Mask what looks like a secret in the texts of an event."""
+    event.pop("color_message", None)  # uvicorn's event over again, for terminals
     for name, value in event.items():
         if isinstance(value, str):
             event[name] = redact(value)
