@@ -72,6 +72,8 @@ class GenericMapping:
         done = status.finished
         started_at, finished_at, duration = _times(record, done, latest)
         failed = status is RunStatus.FAILED or status is RunStatus.CANCELED
+        payload = values.clean_record(record)
+        harmless = payload is record
         return Observation(
             pipeline_id=pipeline_id,
             external_run_id=run_id,
@@ -80,10 +82,10 @@ class GenericMapping:
             finished_at=finished_at,
             duration_seconds=duration,
             rows_processed=values.row_count(field("rows_processed")),
-            error_message=values.error_text(field("error_message")) if failed else None,
+            error_message=values.error_text(field("error_message"), harmless=harmless) if failed else None,
             status_reason=reason,
-            source_url=values.link(field("url")),
-            payload=values.clean_record(record),
+            source_url=values.link(field("url"), harmless=harmless),
+            payload=payload,
             attempt=values.attempt(field("attempt")),
             progress=0 if self._reopens or not done else 1,
             source_version=values.parse_time(field("updated_at"), "updated_at", latest),
