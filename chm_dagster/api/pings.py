@@ -11,14 +11,14 @@ from chm_dagster.api.dependencies import Ledger
 from chm_dagster.api.paths import PipelineReference
 from chm_dagster.api.problems import documented
 from chm_dagster.api.queries import In
-from chm_dagster.domain.runs import MAX_RUN_ID_CHARS
+from chm_dagster.domain.runs import MAX_ERROR_BYTES, MAX_RUN_ID_CHARS
 from chm_dagster.errors import InputError
 from chm_dagster.warehouse.heartbeats import Ping, Signal, ping
 
 router = APIRouter(prefix="/ping", tags=["heartbeats"])
 
-MAX_MESSAGE_BYTES = 10_000
-"""Of a longer body the end is kept: that is where the error stands."""
+MAX_MESSAGE_BYTES = MAX_ERROR_BYTES - 100
+"""Of a longer body the end is kept: that is where the error stands. The rest is room for the exit status."""
 _TEXT = {"text/plain": {"schema": {"type": "string"}, "example": "disk full"}}
 
 
@@ -95,5 +95,5 @@ def ping_fail_by_get(pipeline_id: PipelineReference, run: _FailedRun, ledger: Le
     openapi_extra={"requestBody": {"description": "Why, such as the end of the job's log.", "content": _TEXT}},
 )
 def ping_fail(pipeline_id: PipelineReference, run: _FailedRun, message: _Message, ledger: Ledger) -> Ping:
-    """The job has failed; which run, see success. The body may say why; of a long one the last 10 kB are read."""
+    """The job has failed; which run, see success. The body may say why; of a long one the end is kept."""
     return ping(ledger.engine, pipeline_id, Signal.FAIL, run_id=run.named, message=message, exit_status=run.exit_status)
