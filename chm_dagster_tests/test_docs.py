@@ -412,10 +412,19 @@ def test_no_tracked_file_names_a_machine_or_a_package_index() -> None:
     assert {name: what for name, what in found.items() if what} == {}
 
 
+def unwelcome(names: Iterable[str]) -> list[str]:
+    """Locks that hold addresses, and files that hold a machine's settings or somebody's secrets."""
+    secret = (".pem", ".key", "compose.env")
+    return [n for n in names if Path(n).name in LOCKS_WITH_ADDRESSES | {".env"} or n.endswith(secret)]
+
+
 def test_no_tracked_file_is_a_lock_with_addresses_or_holds_settings_of_a_machine() -> None:
-    names = {Path(name).name for name in tracked()}
-    assert not names & LOCKS_WITH_ADDRESSES
-    assert not {name for name in names if name == ".env" or name.endswith((".pem", ".key", "compose.env"))}
+    assert unwelcome(tracked()) == []
+
+
+def test_a_file_that_should_not_be_tracked_is_noticed() -> None:
+    bad = ["uv.lock", "a/pylock.toml", ".env", "deploy/compose.env", "server.key"]
+    assert unwelcome([*bad, "requirements.lock", "deploy/compose.env.example"]) == bad
 
 
 @pytest.mark.parametrize(
