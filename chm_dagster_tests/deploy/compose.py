@@ -186,6 +186,17 @@ def drivers_by_chance(compose: Compose) -> list[str]:
     ]
 
 
+def homes_that_vanish(compose: Compose) -> list[str]:
+    """What a service keeps in its home outlives it, unless it runs once and keeps nothing."""
+    problems = []
+    for name, spec in services(compose).items():
+        home = spec.get("environment", {}).get(settings.HOME)
+        kept = {str(volume).split(":")[1] for volume in spec.get("volumes", [])}
+        if home and home not in kept and spec.get("restart") != "no":
+            problems.append(f"{name}: {home}")
+    return problems
+
+
 def commands(compose: Compose) -> Iterator[tuple[str, list[str]]]:
     """Every program that a service of our image starts, health checks included: service and words."""
     for name, spec in services(compose).items():
@@ -212,4 +223,5 @@ RULES: tuple[Rule, ...] = (
     unknown_variables,
     unexplained_variables,
     drivers_by_chance,
+    homes_that_vanish,
 )

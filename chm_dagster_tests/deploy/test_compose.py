@@ -97,6 +97,8 @@ SPOILED: list[tuple[Rule, Callable[[Compose], None]]] = [
     (rules.unexplained_variables, of("code", "environment", "CHM_SWEEP_CRON", value="${SWEEP:-x}")),
     (rules.unexplained_variables, of("code", "environment", "CHM_SWEEP_CRON", value="${CHM_SWEEP_CRON:?which}")),
     (rules.drivers_by_chance, of("daemon", "environment", "CHM_DAGSTER_DATABASE_URL", value="postgresql://chm@p/d")),
+    (rules.homes_that_vanish, of("api", "environment", "CHM_HOME", value="/tmp/chm")),
+    (rules.homes_that_vanish, of("code", "volumes", value=[])),
 ]
 
 
