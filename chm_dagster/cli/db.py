@@ -5,7 +5,7 @@ import sys
 import typer
 
 from chm_dagster.cli.output import errors
-from chm_dagster.cli.stack import DAGSTER_DATABASE, DATABASE, load_settings, running_stack
+from chm_dagster.cli.stack import DAGSTER_DATABASE, DATABASE, keep_marker, load_settings, running_stack
 from chm_dagster.errors import ConfigError
 from chm_dagster.local.postgres import EmbeddedPostgres
 from chm_dagster.warehouse import schema
@@ -44,11 +44,14 @@ def start() -> None:
     if settings.database_url is not None:
         raise ConfigError("CHM_DATABASE_URL is set: that server is yours to start")
     EmbeddedPostgres(settings.home).start()
+    keep_marker(settings).touch()
     errors.print("the embedded Postgres runs; `chm db stop` ends it")
 
 
 @app.command()
 def stop() -> None:
     """Stop the embedded Postgres."""
-    EmbeddedPostgres(load_settings().home).stop()
+    settings = load_settings()
+    keep_marker(settings).unlink(missing_ok=True)
+    EmbeddedPostgres(settings.home).stop()
     errors.print("the embedded Postgres is stopped")

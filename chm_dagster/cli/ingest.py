@@ -13,14 +13,15 @@ import orjson
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from chm_dagster.cli.output import Format, chosen, console, errors, show
+from chm_dagster.cli.moments import parse_moment
+from chm_dagster.cli.output import Format, FormatOption, chosen, console, errors, show
 from chm_dagster.cli.stack import Stack, load_settings, python, running_stack
 from chm_dagster.domain.inventory import IngestedPipeline
-from chm_dagster.errors import ChmError, InputError, NotFound
+from chm_dagster.errors import ChmError, NotFound
 from chm_dagster.ingestion.landing import LandingZone
 from chm_dagster.ingestion.report import IngestReport
 from chm_dagster.local.files import tail
-from chm_dagster.warehouse import schema
+from chm_dagster.warehouse import revision
 from chm_dagster.warehouse.engine import make_engine
 from chm_dagster.warehouse.inventory import ingested_pipelines
 
@@ -33,12 +34,12 @@ def ingest(
         [], "--pipeline", help="Only this pipeline (client-slug/pipeline-slug; may be repeated)."
     ),
     since: str | None = typer.Option(
-        None, "--since", help="Read again from this time on (ISO 8601), instead of from the watermark."
+        None, "--since", metavar="TIME", help="Read again from this time on (ISO 8601, or 7d), not from the watermark."
     ),
-    form: Format | None = typer.Option(None, "--format", help="table, json or yaml."),
+    form: FormatOption = None,
 ) -> None:
     """Ask the partners for news now, and bring the ledger up to date."""
-    moment = parse_since(since)
+    moment = None if since is None else parse_moment(since, "--since", datetime.now(UTC))
     with running_stack(load_settings()) as stack:
         keys = select(stack, client, pipeline)
         stack.prepare_dagster_home()
@@ -50,7 +51,7 @@ def ingest(
 def select(stack: Stack, clients: list[str], pipelines: list[str]) -> list[str]:
     """The keys that the options name. Raises NotFound for a name that matches nothing."""
     engine = make_engine(stack.database_url)
-    schema.require_current(engine)
+    revision.require_current(engine)
     known = ingested_pipelines(engine)
     engine.dispose()
     if not known:
@@ -66,17 +67,6 @@ def select(stack: Stack, clients: list[str], pipelines: list[str]) -> list[str]:
 
 def _wanted(pipeline: IngestedPipeline, clients: list[str], pipelines: list[str]) -> bool:
     return (not clients and not pipelines) or pipeline.client_slug in clients or pipeline.key in pipelines
-
-
-def parse_since(text: str | None) -> datetime | None:
-    """A time with a zone; a time without one is UTC. Raises InputError."""
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise InputError("--since", "not a time; write it as 2026-01-31 or 2026-01-31T06:00:00+00:00") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def run(stack: Stack, keys: list[str], *, everything: bool, since: datetime | None) -> tuple[IngestReport, int]:

@@ -1,16 +1,16 @@
 """How `chm` answers: tables for people, JSON or YAML for programs, one line for an error."""
 
+import dataclasses
 import enum
 import sys
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
 
 import orjson
-import yaml
+import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+
+from chm_dagster.cli.tables import Column, describe, tabulate
 
 console = Console()
 """Answers."""
@@ -26,13 +26,9 @@ class Format(enum.StrEnum):
     YAML = "yaml"
 
 
-STYLES = {
-    "success": "green",
-    "failed": "bold red",
-    "running": "cyan",
-    "canceled": "yellow",
-    "skipped": "dim",
-}
+FormatOption = Annotated[
+    Format | None, typer.Option("--format", help="How to answer; a table on a terminal, JSON in a pipe if left out.")
+]
 
 
 def chosen(wanted: Format | None) -> Format:
@@ -40,36 +36,47 @@ def chosen(wanted: Format | None) -> Format:
     return wanted or (Format.TABLE if sys.stdout.isatty() else Format.JSON)
 
 
-def show(data: Any, wanted: Format | None, title: str = "") -> None:
-    """Write rows (a list of mappings) or one mapping."""
+def show(data: Any, wanted: Format | None, title: str = "", columns: Sequence[Column] = ()) -> None:
+    """Write rows (a list of mappings) or one mapping. A table shows these columns only, or all if none are named."""
     form = chosen(wanted)
     if form is Format.JSON:
         sys.stdout.write(orjson.dumps(data, default=str, option=orjson.OPT_INDENT_2).decode() + "\n")
     elif form is Format.YAML:
+        import yaml
+
         plain = orjson.loads(orjson.dumps(data, default=str))
         sys.stdout.write(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
     elif isinstance(data, Mapping):
-        console.print(_table([{"": key, title or "value": value} for key, value in data.items()], ""))
+        console.print(describe(data, title))
     else:
-        console.print(_table(data, title) if data else Text("nothing", style="dim"))
+        console.print(tabulate(data, columns, console.width, title))
 
 
-def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name, value in rows[0].items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        table.add_column(name.replace("_", " "), justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    return table
+def say(sentence: str, style: str = "") -> None:
+    """Write one line for a person, as it is: a name such as [red] means nothing here."""
+    console.print(sentence, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def _cell(value: Any) -> Text:
-    if value is None:
-        return Text("-", style="dim")
-    if isinstance(value, datetime):
-        return Text(f"{value:%Y-%m-%d %H:%M:%S}")
-    if value == 0 and not isinstance(value, bool):
-        return Text("0", style="dim")
-    # Text, not markup: a name such as [red] is shown as it is.
-    return Text(str(value), style=STYLES.get(str(value), ""))
+def answer(sentence: str, row: Mapping[str, Any], wanted: Format | None) -> None:
+    """What a command has done: a sentence for a person, the thing itself for a program."""
+    if chosen(wanted) is Format.TABLE:
+        say(sentence)
+    else:
+        show(row, wanted)
+
+
+def complain(message: str) -> None:
+    """Write an error, line by line."""
+    for line in message.splitlines():
+        errors.print(f"chm: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def as_row(item: Any, *first: tuple[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass as a row, behind `first`."""
+    return {**dict(first), **{field.name: getattr(item, field.name) for field in dataclasses.fields(item)}}
+
+
+def without(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The row without these columns."""
+    left_out = frozenset(names)
+    return {name: value for name, value in row.items() if name not in left_out}

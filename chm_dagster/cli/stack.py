@@ -89,8 +89,18 @@ def running_stack(settings: Settings) -> Iterator[Stack]:
         yield given_stack(settings)
         return
     postgres = EmbeddedPostgres(settings.home)
-    with postgres.running():
+    postgres.start()
+    try:
         yield embedded_stack(settings, postgres)
+    finally:
+        # What `chm db start` has started stays until `chm db stop`.
+        if postgres.started_here or not keep_marker(settings).exists():
+            postgres.release()
+
+
+def keep_marker(settings: Settings) -> Path:
+    """The file that says that the embedded server was started to stay."""
+    return settings.home / "postgres.keep"
 
 
 @contextmanager

@@ -2,41 +2,38 @@
 
 from datetime import UTC, datetime, timedelta
 
-import typer
+from chm_dagster.cli.health import CHANGED, FAILING, show_health
+from chm_dagster.cli.output import Format, FormatOption, chosen, console, show
+from chm_dagster.cli.stack import open_warehouse
+from chm_dagster.cli.tables import Column
 
-from chm_dagster.cli.output import Format, chosen, console, show
-from chm_dagster.cli.stack import load_settings, running_stack
-from chm_dagster.warehouse import schema
-from chm_dagster.warehouse.contract import ask
-from chm_dagster.warehouse.engine import make_engine
+_CLIENTS = (
+    Column("client_name", "client", elastic=True),
+    Column("health"),
+    Column("pipelines"),
+    Column("failing"),
+    Column("running", rank=1),
+    Column("success", rank=2),
+    Column("failed", rank=2),
+    Column("canceled", rank=4),
+    Column("skipped", rank=4),
+    Column("never_ran", rank=4),
+    Column("latest_run_at", "latest run", rank=3),
+)
 
 
-def status(form: Format | None = typer.Option(None, "--format", help="table, json or yaml.")) -> None:
+def status(form: FormatOption = None) -> None:
     """How each client stands, what is failing now, and what changed in the last 24 hours."""
-    with running_stack(load_settings()) as stack:
-        engine = make_engine(stack.database_url)
-        schema.require_current(engine)
-        clients = ask(engine, "latest_status_by_client")
-        failing = ask(engine, "failing_now")
-        changed = ask(engine, "changed_since", since=datetime.now(UTC) - timedelta(days=1))
-        engine.dispose()
+    everywhere = {"client_slug": None, "environment": None}
+    with open_warehouse() as warehouse:
+        clients = warehouse.ask("latest_status_by_client", **everywhere)
+        failing = warehouse.ask("failing_now", **everywhere)
+        changed = warehouse.ask("changed_since", since=datetime.now(UTC) - timedelta(days=1), **everywhere)
     if chosen(form) is not Format.TABLE:
         show({"clients": clients, "failing_now": failing, "changed_since_yesterday": changed}, form)
         return
-    show([_without(row, "client_slug") for row in clients], Format.TABLE, "Clients: latest status of their pipelines")
+    show(clients, Format.TABLE, "Clients", _CLIENTS)
     console.print()
-    show([_brief(row, _FAILING) for row in failing], Format.TABLE, "Failing now")
+    show_health(failing, Format.TABLE, FAILING, "Failing now")
     console.print()
-    show([_brief(row, _CHANGED) for row in changed], Format.TABLE, "Changed in the last 24 hours")
-
-
-_FAILING = ("client_name", "pipeline_name", "platform", "failing_since", "failures", "last_success_at")
-_CHANGED = ("change", "client_name", "pipeline_name", "status_then", "status_now", "started_at")
-
-
-def _brief(row: dict[str, object], columns: tuple[str, ...]) -> dict[str, object]:
-    return {name: row[name] for name in columns}
-
-
-def _without(row: dict[str, object], column: str) -> dict[str, object]:
-    return {name: value for name, value in row.items() if name != column}
+    show_health(changed, Format.TABLE, CHANGED, "Changed in the last 24 hours")

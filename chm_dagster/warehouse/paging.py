@@ -5,7 +5,7 @@ neither repeat nor hide others.
 import base64
 import binascii
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -88,3 +88,14 @@ def page(items: list[T], limit: int, position: Callable[[T], Sequence[object]]) 
     """The page of up to `limit` items; `items` holds one more if there is another page."""
     shown = items[:limit]
     return Page(shown, encode(position(shown[-1])) if len(items) > limit else None)
+
+
+def every(ask: Callable[..., Page[T]], *, size: int = MAX_LIMIT, **filters: Any) -> Iterator[T]:
+    """The items of a whole list, read in pages of `size`; `ask` is the method that lists them."""
+    cursor = None
+    while True:
+        found = ask(**filters, limit=size, cursor=cursor)
+        yield from found.items
+        cursor = found.next_cursor
+        if cursor is None:
+            return

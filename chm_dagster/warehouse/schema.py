@@ -8,7 +8,6 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from chm_dagster.errors import DatabaseUnavailable
 from chm_dagster.warehouse.engine import database_errors
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
@@ -50,12 +49,3 @@ def downgrade(engine: sa.Engine, revision: str) -> None:
         config = _config()
         config.attributes["connection"] = connection
         command.downgrade(config, revision)
-
-
-def require_current(engine: sa.Engine) -> None:
-    """Raises DatabaseUnavailable, naming the fix, unless the database is at this release's revision."""
-    found = current(engine)
-    if found != head():
-        raise DatabaseUnavailable(
-            f"the database is at revision {found or 'none'}, this release needs {head()}: run `chm migrate`"
-        )

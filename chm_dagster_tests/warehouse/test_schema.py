@@ -10,7 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from chm_dagster.errors import DatabaseUnavailable
-from chm_dagster.warehouse import schema
+from chm_dagster.warehouse import revision, schema
 from chm_dagster.warehouse.engine import make_engine
 from chm_dagster.warehouse.tables import metadata
 from chm_dagster_tests.factories import add_pipeline, rows
@@ -90,8 +90,14 @@ def test_two_migrations_at_once_wait_for_each_other(empty_database_url: str) -> 
 def test_an_old_database_is_told_how_to_become_current(empty_database_url: str) -> None:
     engine = make_engine(empty_database_url)
     with pytest.raises(DatabaseUnavailable, match="chm migrate"):
-        schema.require_current(engine)
+        revision.require_current(engine)
     engine.dispose()
+
+
+def test_what_is_told_without_alembic_is_what_alembic_says(engine: sa.Engine) -> None:
+    assert revision.newest() == schema.head()
+    assert revision.found(engine) == schema.current(engine) == schema.head()
+    revision.require_current(engine)
 
 
 RUN = "INSERT INTO runs (pipeline_id, external_run_id, status, {columns}) VALUES (:p, 'r1', {values})"
