@@ -2,15 +2,15 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
-from itertools import count
+from uuid import uuid4
 
 import sqlalchemy as sa
 
 from chm_dagster.domain.inventory import PipelineType, Platform
 from chm_dagster.ingestion.ingest import ingest
-from chm_dagster.ingestion.landing import LandingZone
+from chm_dagster.ingestion.landing import LandingZone, new_name
 from chm_dagster.ingestion.report import IngestReport
 from chm_dagster.partners.port import Partner, Probe
 from chm_dagster.warehouse.inventory import NewPipeline, add_pipelines, ingested_pipelines
@@ -27,13 +27,12 @@ _VERSIONS = "SELECT id::text, xmin::text, ctid::text FROM runs"
 
 @dataclasses.dataclass(slots=True)
 class Ledger:
-    """CHM over one connection. `swept` counts the sweeps."""
+    """CHM over one connection."""
 
     engine: sa.Engine
     landings: LandingZone
     partners: Mapping[str, Partner]
     connection: str
-    _numbers: Iterable[int] = dataclasses.field(default_factory=count)
 
     def follow(self, platform: Platform, external_ids: Iterable[str]) -> None:
         """Put pipelines into the inventory."""
@@ -45,13 +44,14 @@ class Ledger:
         with self.engine.begin() as connection:
             connection.execute(sa.text("UPDATE pipelines SET connection = :name"), {"name": self.connection})
 
-    def sweep(self) -> IngestReport:
-        """One ingestion of everything; every record must be accounted for, and nothing may fail."""
-        landing = self.landings.open(f"sweep-{next(iter(self._numbers))}")
-        report = ingest(self.engine, self.partners, ingested_pipelines(self.engine), landing)
+    def sweep(self, keys: Collection[str] | None = None, since: datetime | None = None) -> IngestReport:
+        """One ingestion, of everything by default; every record must be accounted for, and nothing may fail."""
+        landing = self.landings.open(new_name(datetime.now(UTC), uuid4()))
+        pipelines = ingested_pipelines(self.engine, keys)
+        report = ingest(self.engine, self.partners, pipelines, landing, since=since)
         assert [(p.key, p.error) for p in report.failed] == []
         assert all(p.accounted_for for p in report.pipelines.values())
-        assert {name: n for name in ("rejected", "stale") if (n := report.total(name))} == {}
+        assert report.total("rejected") == 0
         assert [p.unknown_statuses for p in report.pipelines.values() if p.unknown_statuses] == []
         return report
 
@@ -69,12 +69,10 @@ class Ledger:
         with self.engine.connect() as connection:
             return frozenset(tuple(row) for row in connection.execute(sa.text(_VERSIONS)))
 
-    def check(self) -> Probe:
-        """Ask the partner who it is and who we are."""
-        return check(self.partners[self.connection])
-
 
 def check(partner: Partner) -> Probe:
+    """Ask a partner who it is and who we are."""
+
     async def ask() -> Probe:
         feed = partner.open_feed()
         try:

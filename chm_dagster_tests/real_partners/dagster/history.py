@@ -12,7 +12,7 @@ from uuid import uuid4
 import dagster as dg
 from jobs import busy
 
-STATES = ("SUCCESS", "SUCCESS", "FAILURE", "SUCCESS")
+STATES = ("SUCCESS", "SUCCESS", "CANCELED", "SUCCESS")
 FORMAT = "%Y-%m-%d %H:%M:%S.%f"
 
 

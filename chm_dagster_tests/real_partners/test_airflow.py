@@ -1,0 +1,186 @@
+"""CHM against a real Airflow: the ledger equals the server's own list of runs, before and after everything that happens."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from chm_dagster.domain.inventory import Platform
+from chm_dagster.ingestion.landing import LandingZone
+from chm_dagster_tests.real_partners.airflow_server import BUSY, BUSY_RUNS, FLEET, LIFECYCLE, Airflow, airflow
+from chm_dagster_tests.real_partners.ledger import Ledger, assert_nothing_to_write, check, sweep_and_compare
+from chm_dagster_tests.real_partners.partners import CONNECTION, partner_of
+from chm_dagster_tests.real_partners.proxy import Proxy, counting_proxy
+
+pytestmark = [pytest.mark.slow, pytest.mark.partners]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Airflow]:
+    """A running Airflow in which every lifecycle DAG has run once; `runs_long` is still at it."""
+    with airflow() as server:
+        for dag_id in LIFECYCLE:
+            server.trigger(dag_id, "first")
+        for dag_id in LIFECYCLE:
+            server.until(dag_id, "first", *(["running"] if dag_id == "runs_long" else ["success", "failed"]))
+        yield server
+
+
+@pytest.fixture(scope="module")
+def proxy(server: Airflow) -> Iterator[Proxy]:
+    with counting_proxy(server.base_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def ledger(
+    server: Airflow, proxy: Proxy, ledger_engine: sa.Engine, landings: LandingZone, config_folder: Path
+) -> Ledger:
+    """Every DAG of the server, not yet swept."""
+    viewer = {"username": "viewer", "password": server.passwords["viewer"]}
+    partners = partner_of(config_folder, "airflow", proxy.base_url, viewer, rows_xcom="rows_processed")
+    ledger = Ledger(ledger_engine, landings, partners, CONNECTION)
+    ledger.follow(Platform.AIRFLOW, [*LIFECYCLE, BUSY, *FLEET])
+    return ledger
+
+
+def probe(server: Airflow, folder: Path, user: str, password: str, base_url: str = "") -> tuple[bool, str]:
+    credentials = {"username": user, "password": password}
+    answer = check(partner_of(folder, "airflow", base_url or server.base_url, credentials)[CONNECTION])
+    assert password not in answer.detail
+    return answer.ok, answer.detail
+
+
+def test_check_tells_password_rights_and_address_apart(server: Airflow, config_folder: Path) -> None:
+    viewer, nobody = server.passwords["viewer"], server.passwords["nobody"]
+    ok, who = probe(server, config_folder, "viewer", viewer)
+    assert ok
+    assert "3.3.2" in who
+    refusals = {
+        "password": probe(server, config_folder, "viewer", "wrong-password"),
+        "rights": probe(server, config_folder, "nobody", nobody),
+        "path": probe(server, config_folder, "viewer", viewer, f"{server.base_url}/airflow"),
+        "port": probe(server, config_folder, "viewer", viewer, "http://127.0.0.1:9"),
+    }
+    assert [ok for ok, _ in refusals.values()] == [False] * 4
+    details = [detail for _, detail in refusals.values()]
+    assert len(set(details)) == 4, details
+
+
+def test_the_first_sweep_knows_every_run_of_every_dag(server: Airflow, ledger: Ledger) -> None:
+    report = sweep_and_compare(server, ledger)
+    assert report.total("inserted") == BUSY_RUNS + len(FLEET) + len(LIFECYCLE)
+    assert_nothing_to_write(ledger)
+
+
+def test_failures_say_why_and_successes_how_many_rows(ledger: Ledger) -> None:
+    with ledger.engine.connect() as connection:
+        query = "SELECT p.external_id, r.error_message, r.rows_processed FROM runs r JOIN pipelines p ON p.id = r.pipeline_id WHERE r.external_run_id = 'first'"
+        told = {row[0]: (row[1], row[2]) for row in connection.execute(sa.text(query))}
+    assert "the orders table is locked" in told["fails"][0]
+    assert told["succeeds"] == (None, 1234)
+
+
+def test_a_quiet_server_with_a_thousand_dags_is_swept_in_five_requests(ledger: Ledger, proxy: Proxy) -> None:
+    ledger.catch_up()
+    proxy.reset()
+    assert_nothing_to_write(ledger)
+    assert len(proxy.requests) <= 5, proxy.requests
+
+
+def test_requests_grow_with_the_news_and_not_with_the_dags(server: Airflow, ledger: Ledger, proxy: Proxy) -> None:
+    for dag_id in FLEET[:3]:
+        server.trigger(dag_id, "news")
+        server.mark(dag_id, "news", "success")
+    proxy.reset()
+    report = sweep_and_compare(server, ledger)
+    assert report.total("inserted") == 3
+    assert len(proxy.requests) <= 6, proxy.requests
+
+
+# Each way in which a run that the ledger knows can change: what is done to it, and the state in which it then rests.
+
+
+def run_again(server: Airflow) -> None:
+    server.clear("recovers", "first")
+    server.until("recovers", "first", "success")
+
+
+def fail_again(server: Airflow) -> None:
+    server.clear("fails", "first")
+    server.until("fails", "first", "queued", "running")
+    server.until("fails", "first", "failed")
+
+
+def wait_in_the_queue(server: Airflow) -> None:
+    server.pause("stumbles", paused=True)
+    server.clear("stumbles", "first")
+    server.until("stumbles", "first", "queued")
+
+
+def leave_the_queue(server: Airflow) -> None:
+    server.pause("stumbles", paused=False)
+    server.until("stumbles", "first", "success", "failed")
+
+
+def be_stopped_while_running(server: Airflow) -> None:
+    server.mark("runs_long", "first", "failed")
+
+
+def run_long_again(server: Airflow) -> None:
+    server.clear("runs_long", "first")
+    server.until("runs_long", "first", "running")
+
+
+def be_called_a_failure(server: Airflow) -> None:
+    server.mark(BUSY, server.history[0], "failed")
+
+
+def be_called_a_success_again(server: Airflow) -> None:
+    server.mark(BUSY, server.history[0], "success")
+
+
+def wait_for_tomorrow(server: Airflow) -> None:
+    server.trigger("succeeds", "tomorrow", after=timedelta(days=1))
+
+
+def end_without_a_start(server: Airflow) -> None:
+    server.trigger(BUSY, "never-started")
+    server.mark(BUSY, "never-started", "success")
+
+
+def be_deleted(server: Airflow) -> None:
+    server.delete(BUSY, server.history[1])
+
+
+def come_back_under_a_deleted_id(server: Airflow) -> None:
+    server.delete("succeeds", "first")
+    server.trigger("succeeds", "first")
+    server.until("succeeds", "first", "success")
+
+
+@pytest.mark.parametrize(
+    "happening",
+    [
+        run_again,
+        fail_again,
+        wait_in_the_queue,
+        leave_the_queue,
+        be_stopped_while_running,
+        run_long_again,
+        be_called_a_failure,
+        be_called_a_success_again,
+        wait_for_tomorrow,
+        end_without_a_start,
+        be_deleted,
+        come_back_under_a_deleted_id,
+    ],
+)
+def test_a_run_may(happening: Callable[[Airflow], None], server: Airflow, ledger: Ledger) -> None:
+    sweep_and_compare(server, ledger)
+    ledger.catch_up()
+    happening(server)
+    sweep_and_compare(server, ledger)
+    assert_nothing_to_write(ledger)

@@ -1,0 +1,124 @@
+"""CHM against a real Dagster webserver: the ledger equals its own list of runs, before and after all that happens."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from chm_dagster.domain.inventory import Platform
+from chm_dagster.ingestion.landing import LandingZone
+from chm_dagster_tests.real_partners.dagster_server import BUSY, BUSY_RUNS, LIFECYCLE, Dagster, dagster
+from chm_dagster_tests.real_partners.ledger import Ledger, assert_nothing_to_write, check, sweep_and_compare
+from chm_dagster_tests.real_partners.partners import CONNECTION, partner_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.partners]
+
+BEFORE_IT_BEGAN = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Dagster]:
+    """A running webserver in which every lifecycle job has run once; `runs_long` is still at it."""
+    with dagster() as server:
+        with ThreadPoolExecutor() as pool:
+            first = dict(zip(LIFECYCLE, pool.map(server.trigger, LIFECYCLE), strict=True))
+        for job, run_id in first.items():
+            server.until(run_id, *(["STARTED"] if job == "runs_long" else ["SUCCESS", "FAILURE"]))
+        yield server
+
+
+@pytest.fixture(scope="module")
+def ledger(server: Dagster, ledger_engine: sa.Engine, landings: LandingZone, config_folder: Path) -> Ledger:
+    """Every job of the server, not yet swept."""
+    ledger = Ledger(ledger_engine, landings, partner_of(config_folder, "dagster", server.base_url), CONNECTION)
+    ledger.follow(Platform.DAGSTER, [*LIFECYCLE, BUSY])
+    return ledger
+
+
+def test_check_tells_wrong_addresses_apart(server: Dagster, config_folder: Path) -> None:
+    def probe(base_url: str) -> tuple[bool, str]:
+        answer = check(partner_of(config_folder, "dagster", base_url)[CONNECTION])
+        return answer.ok, answer.detail
+
+    ok, who = probe(server.base_url)
+    assert ok
+    assert "1.13.27" in who
+    refusals = [probe(f"{server.base_url}/nowhere"), probe("http://127.0.0.1:9")]
+    assert [ok for ok, _ in refusals] == [False] * 2
+    assert len({detail for _, detail in refusals}) == 2, refusals
+
+
+def test_the_first_sweep_knows_every_run_of_every_job(server: Dagster, ledger: Ledger) -> None:
+    report = sweep_and_compare(server, ledger)
+    assert report.total("inserted") == BUSY_RUNS + len(LIFECYCLE)
+    assert_nothing_to_write(ledger)
+
+
+def test_failures_say_why(ledger: Ledger) -> None:
+    assert "the orders table is locked" in told(ledger, "fails").error_message
+    assert told(ledger, "succeeds").error_message is None
+
+
+def test_rows_are_counted_where_somebody_wants_to_know(server: Dagster, ledger: Ledger, config_folder: Path) -> None:
+    assert told(ledger, "succeeds").rows_processed is None
+    partners = partner_of(config_folder, "dagster", server.base_url, count_rows=True)
+    counting = Ledger(ledger.engine, ledger.landings, partners, CONNECTION)
+    assert counting.sweep(["acme/succeeds"], since=BEFORE_IT_BEGAN).total("updated") == 1
+    assert told(ledger, "succeeds").rows_processed == 1234
+
+
+def told(ledger: Ledger, job: str) -> Any:
+    """What the ledger has on the only run of a job."""
+    query = sa.text("SELECT r.* FROM runs r JOIN pipelines p ON p.id = r.pipeline_id WHERE p.external_id = :job")
+    with ledger.engine.connect() as connection:
+        return connection.execute(query, {"job": job}).one()
+
+
+# Each way in which runs can come, change and go, and the state in which they then rest.
+
+
+def be_executed_again(server: Dagster) -> None:
+    server.until(server.reexecute(server.newest("recovers")), "SUCCESS")
+
+
+def be_terminated(server: Dagster) -> None:
+    run_id = server.newest("runs_long")
+    server.terminate(run_id)
+    server.until(run_id, "CANCELED")
+
+
+def be_running_beside_its_canceled_forerunner(server: Dagster) -> None:
+    server.until(server.reexecute(server.newest("runs_long")), "STARTED")
+
+
+def be_deleted(server: Dagster) -> None:
+    server.delete(server.newest(BUSY))
+
+
+def be_deleted_while_running(server: Dagster) -> None:
+    run_id = server.newest("runs_long")
+    server.terminate(run_id)
+    server.until(run_id, "CANCELED")
+    server.delete(run_id)
+
+
+@pytest.mark.parametrize(
+    "happening",
+    [
+        be_executed_again,
+        be_terminated,
+        be_running_beside_its_canceled_forerunner,
+        be_deleted,
+        be_deleted_while_running,
+    ],
+)
+def test_a_run_may(happening: Callable[[Dagster], None], server: Dagster, ledger: Ledger) -> None:
+    sweep_and_compare(server, ledger)
+    ledger.catch_up()
+    happening(server)
+    sweep_and_compare(server, ledger)
+    assert_nothing_to_write(ledger)

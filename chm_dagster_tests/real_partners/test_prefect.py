@@ -1,0 +1,159 @@
+"""CHM against a real Prefect: the ledger equals the server's own list of runs, before and after everything that happens."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from chm_dagster.domain.inventory import Platform
+from chm_dagster.ingestion.landing import LandingZone
+from chm_dagster_tests.real_partners.ledger import Ledger, assert_nothing_to_write, check, sweep_and_compare
+from chm_dagster_tests.real_partners.partners import CONNECTION, partner_of
+from chm_dagster_tests.real_partners.prefect_server import LIFECYCLE, Prefect, hourly_from, prefect
+
+pytestmark = [pytest.mark.slow, pytest.mark.partners]
+
+BUSY_RUNS = 260
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Prefect]:
+    """A running Prefect in which every lifecycle flow has run once; `runs-long` is still at it."""
+    with prefect() as server:
+        first = {name: server.trigger(name) for name in LIFECYCLE}
+        server.deploy("busy")
+        server.deploy("hourly", **hourly_from(datetime.now(UTC) + timedelta(minutes=30)))
+        for number in range(BUSY_RUNS):
+            server.set_state(server.trigger("busy", "RUNNING"), ("COMPLETED", "FAILED")[number % 4 == 3])
+        server.trigger_without_deployment()
+        for name, run_id in first.items():
+            server.until(run_id, *(["RUNNING"] if name == "runs-long" else ["COMPLETED", "FAILED", "CRASHED"]))
+        yield server
+
+
+@pytest.fixture(scope="module")
+def ledger(server: Prefect, ledger_engine: sa.Engine, landings: LandingZone, config_folder: Path) -> Ledger:
+    """Every deployment of the server, not yet swept."""
+    partners = partner_of(config_folder, "prefect", server.base_url, {"username": "chm", "password": server.password})
+    ledger = Ledger(ledger_engine, landings, partners, CONNECTION)
+    ledger.follow(Platform.PREFECT, server.deployments.values())
+    return ledger
+
+
+def test_check_tells_password_and_address_apart(server: Prefect, config_folder: Path) -> None:
+    def probe(password: str, base_url: str) -> tuple[bool, str]:
+        partners = partner_of(config_folder, "prefect", base_url, {"username": "chm", "password": password})
+        answer = check(partners[CONNECTION])
+        assert password not in answer.detail
+        return answer.ok, answer.detail
+
+    ok, who = probe(server.password, server.base_url)
+    assert ok
+    assert "3.9.1" in who
+    refusals = [
+        probe("wrong-password", server.base_url),
+        probe(server.password, f"{server.base_url}/nowhere"),
+        probe(server.password, "http://127.0.0.1:9/api"),
+    ]
+    assert [ok for ok, _ in refusals] == [False] * 3
+    assert len({detail for _, detail in refusals}) == 3, refusals
+
+
+def test_the_first_sweep_knows_every_run_of_every_deployment(server: Prefect, ledger: Ledger) -> None:
+    report = sweep_and_compare(server, ledger)
+    assert report.total("inserted") == BUSY_RUNS + len(LIFECYCLE)
+    assert_nothing_to_write(ledger)
+
+
+def test_failures_say_why(server: Prefect, ledger: Ledger) -> None:
+    with ledger.engine.connect() as connection:
+        query = "SELECT p.external_id, r.error_message FROM runs r JOIN pipelines p ON p.id = r.pipeline_id"
+        told = {row[0]: row[1] for row in connection.execute(sa.text(query))}
+    assert "the orders table is locked" in told[server.deployments["fails"]]
+    assert "exceeded timeout" in told[server.deployments["times-out"]]
+    assert "SIGKILL" in told[server.deployments["crashes"]]
+    assert told[server.deployments["stumbles"]] is None
+
+
+# Each way in which a run that the ledger knows can change, and the state in which it then rests.
+
+
+def run_again(server: Prefect) -> None:
+    run_id = server.first("recovers")
+    server.set_state(run_id, "SCHEDULED", "AwaitingRetry")
+    server.until(run_id, "COMPLETED")
+
+
+def fail_again(server: Prefect) -> None:
+    run_id = server.first("fails")
+    server.set_state(run_id, "SCHEDULED", "AwaitingRetry")
+    server.until(run_id, "FAILED")
+
+
+def await_a_retry(server: Prefect) -> None:
+    run_id = server.trigger("busy", "RUNNING")
+    server.set_state(run_id, "FAILED")
+    server.set_state(run_id, "SCHEDULED", "AwaitingRetry", at=datetime.now(UTC) + timedelta(hours=1))
+
+
+def be_cancelled_while_running(server: Prefect) -> None:
+    run_id = server.first("runs-long")
+    server.set_state(run_id, "CANCELLING")
+    server.until(run_id, "CANCELLED")
+
+
+def be_in_the_middle_of_a_cancellation(server: Prefect) -> None:
+    server.set_state(server.trigger("busy", "RUNNING"), "CANCELLING")
+
+
+def be_paused(server: Prefect) -> None:
+    server.set_state(server.trigger("busy", "RUNNING"), "PAUSED")
+
+
+def be_late(server: Prefect) -> None:
+    server.until(server.trigger("busy"), "SCHEDULED/Late")
+
+
+def crash_before_it_starts(server: Prefect) -> None:
+    run_id = server.trigger("busy", "PENDING")
+    server.set_state(run_id, "CRASHED", message="no infrastructure")
+
+
+def start_ahead_of_its_schedule(server: Prefect) -> None:
+    run_id = server.scheduled("hourly")
+    server.set_state(run_id, "RUNNING", force=True)
+    server.set_state(run_id, "COMPLETED")
+
+
+def be_called_off_before_its_time(server: Prefect) -> None:
+    server.set_state(server.scheduled("hourly"), "CANCELLED")
+
+
+def be_deleted(server: Prefect) -> None:
+    server.delete(server.first("succeeds"))
+
+
+@pytest.mark.parametrize(
+    "happening",
+    [
+        run_again,
+        fail_again,
+        await_a_retry,
+        be_cancelled_while_running,
+        be_in_the_middle_of_a_cancellation,
+        be_paused,
+        be_late,
+        crash_before_it_starts,
+        start_ahead_of_its_schedule,
+        be_called_off_before_its_time,
+        be_deleted,
+    ],
+)
+def test_a_run_may(happening: Callable[[Prefect], None], server: Prefect, ledger: Ledger) -> None:
+    sweep_and_compare(server, ledger)
+    ledger.catch_up()
+    happening(server)
+    sweep_and_compare(server, ledger)
+    assert_nothing_to_write(ledger)
