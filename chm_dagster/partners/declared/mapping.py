@@ -113,7 +113,7 @@ class RestMapping:
             error_message=values.error_text(text) if status is RunStatus.FAILED else None,
             status_reason=reason or word,
             source_url=values.link(link_of(record, runs.url, self._ui)) if runs.url else None,
-            payload=values.clean_record(kept),
+            payload=values.clean_record(bare),
             attempt=values.attempt(first(record, [runs.attempt])) if runs.attempt else 0,
             progress=1 if status.finished and not self._reopens else 0,
             source_version=self._newest(record, runs.version, observed_at + values.SLACK),

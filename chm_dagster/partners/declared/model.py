@@ -177,8 +177,6 @@ class Runs(Model):
     """How times are written: ISO 8601 with an offset, or seconds or milliseconds since 1970."""
     nulls: list[Any] = []
     """Values that mean that there is no time: 0, "0001-01-01T00:00:00Z"."""
-    ignore: list[str] = []
-    """Fields of a record that change by themselves while nothing happens to the run. They are not kept."""
     only: dict[str, list[Any]] = {}
     """Records are runs only if these places hold one of these values."""
     restless: list[str] = []
