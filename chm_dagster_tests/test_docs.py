@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import typer
 from typer.exceptions import TyperException
 
 from chm_dagster import settings
+from chm_dagster.api.app import create_app
+from chm_dagster.api.serving import serve_in_thread
 from chm_dagster.cli.main import app
 from chm_dagster.local.postgres import _programs
 from chm_dagster.settings import Settings
+from chm_dagster.warehouse.warehouse import Warehouse
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = Path(sys.executable).parent
@@ -25,7 +29,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("cont
 OPERATIONS = ROOT / "docs" / "operations.md"
 CHM: Any = typer.main.get_command(app)
 
-OTHERS_PROGRAMS = {"cp", "chmod", "git", "docker", "export", "pg_dump", "pg_restore", "psql", "uv", "curl", "cat"}
+OTHERS_PROGRAMS = {"cp", "chmod", "git", "docker", "export", "pg_dump", "pg_restore", "psql", "uv", "curl", "tail"}
 """Programs that pages call and that are not ours to prove."""
 NOT_SETTINGS = {"CHM_STACK_ID", "CHM_POSTGRES_PASSWORD"}
 """A mark on processes, and a password that compose alone knows."""
@@ -234,6 +238,23 @@ def test_the_readmes_commands_work_one_after_the_other(database_url: str, tmp_pa
 def test_the_readme_shows_how_to_write_and_how_to_ask() -> None:
     words = {word for line in harmless("README.md") for word in line.words[1:3]}
     assert {"failing", "changed", "latest", "flaky", "client", "pipeline", "create"} <= words
+
+
+def test_the_pings_of_the_page_end_in_the_ledger(engine: sa.Engine, tmp_path: Path) -> None:
+    warehouse = Warehouse(engine)
+    warehouse.clients.create("Acme GmbH")
+    warehouse.pipelines.create("acme-gmbh", {"name": "Nightly backup", "platform": "cron", "pipeline_type": "export"})
+    (tmp_path / "backup.log").write_text("disk full\n")
+    statuses = []
+    with serve_in_thread(create_app(warehouse)) as base:
+        for line in LINES:
+            if "/ping/" in line.text:
+                script = line.text.replace("http://127.0.0.1:8000", base)
+                subprocess.run(["sh", "-ec", script], check=True, capture_output=True, cwd=tmp_path)
+                run = warehouse.runs.latest("acme-gmbh/nightly-backup")
+                statuses.append(run and (run.external_run_id, str(run.status), run.error_message))
+    assert [status for _, status, _ in statuses] == ["running", "success", "failed"]
+    assert {run_id for run_id, _, _ in statuses} == {"2026-01-31"} and "disk full" in statuses[-1][2]
 
 
 def test_make_help_shows_every_target() -> None:
