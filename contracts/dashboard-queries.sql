@@ -487,7 +487,7 @@ FROM generate_series(
         ),
         date_trunc(
             coalesce(CAST(:bucket AS text), 'day'),
-            coalesce(CAST(:until AS timestamptz), now()) AT TIME ZONE 'UTC'
+            coalesce(CAST(:until AS timestamptz), now()) AT TIME ZONE 'UTC' - interval '1 microsecond'
         ) - 9999 * CAST('1 ' || coalesce(CAST(:bucket AS text), 'day') AS interval)
     ),
     coalesce(CAST(:until AS timestamptz), now()) AT TIME ZONE 'UTC' - interval '1 microsecond',
@@ -546,7 +546,7 @@ FROM generate_series(
         ),
         date_trunc(
             coalesce(CAST(:bucket AS text), 'day'),
-            coalesce(CAST(:until AS timestamptz), now()) AT TIME ZONE 'UTC'
+            coalesce(CAST(:until AS timestamptz), now()) AT TIME ZONE 'UTC' - interval '1 microsecond'
         ) - 9999 * CAST('1 ' || coalesce(CAST(:bucket AS text), 'day') AS interval)
     ),
     coalesce(CAST(:until AS timestamptz), now()) AT TIME ZONE 'UTC' - interval '1 microsecond',

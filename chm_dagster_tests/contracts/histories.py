@@ -27,6 +27,13 @@ class Execution:
     started: datetime | None
     finished: datetime | None
 
+    @property
+    def seconds(self) -> float | None:
+        """How long it took; None where that is not known, or makes no sense."""
+        if self.started is None or self.finished is None or self.finished < self.started:
+            return None
+        return (self.finished - self.started).total_seconds()
+
 
 def execution(number: int, letter: str, started: datetime | None, finished: datetime | None = None) -> Execution:
     """Unless told otherwise, a run that has finished did so after ten minutes."""
@@ -37,14 +44,18 @@ def execution(number: int, letter: str, started: datetime | None, finished: date
 
 def strip(letters: str, *, every: timedelta = HOUR, latest: datetime = NOW - HOUR) -> list[Execution]:
     """A history of one letter for each run, the oldest first; the last one starts at `latest`."""
-    return [
-        execution(n, letter, latest - every * (len(letters) - 1 - n))
-        for n, letter in enumerate(letters.replace(" ", ""))
-    ]
+    first = latest - every * (len(letters) - 1)
+    return [execution(n, letter, first + every * n) for n, letter in enumerate(letters)]
 
 
-def store(engine: sa.Engine, pipeline_id: UUID, executions: Iterable[Execution], **changes: Any) -> None:
-    """Write the runs of a pipeline. The smaller half of an id is the execution's, so that pipelines do not collide."""
+def store(engine: sa.Engine, pipeline_id: UUID, executions: Iterable[Execution]) -> None:
+    """Write runs of a pipeline."""
+    with engine.begin() as connection:
+        write(connection, pipeline_id, executions)
+
+
+def write(connection: sa.Connection, pipeline_id: UUID, executions: Iterable[Execution]) -> None:
+    """The smaller half of an id is the execution's, so that pipelines do not collide."""
     rows = [
         {
             "id": UUID(int=(pipeline_id.int & ~(2**64 - 1)) | e.id.int),
@@ -53,18 +64,14 @@ def store(engine: sa.Engine, pipeline_id: UUID, executions: Iterable[Execution],
             "status": e.status,
             "started_at": e.started,
             "finished_at": e.finished,
-            "duration_seconds": (e.finished - e.started).total_seconds()
-            if e.started and e.finished and e.finished >= e.started
-            else None,
+            "duration_seconds": e.seconds,
             "error_message": f"no disk for run-{e.id.int}" if e.status == "failed" else None,
             "source_url": f"https://partner.example/run-{e.id.int}",
-            **changes,
         }
         for e in executions
     ]
     if rows:
-        with engine.begin() as connection:
-            connection.execute(sa.insert(runs), rows)
+        connection.execute(sa.insert(runs), rows)
 
 
 def watch(engine: sa.Engine, history: str | Sequence[Execution], name: str = "orders", client: str = "Acme") -> UUID:

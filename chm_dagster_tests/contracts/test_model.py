@@ -1,0 +1,228 @@
+"""The queries agree with a small model that reads a pipeline's runs one after the other, whatever the runs."""
+
+import itertools
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chm_dagster.warehouse.contract import ask
+from chm_dagster_tests.contracts.histories import LETTERS, Execution, write
+from chm_dagster_tests.factories import add_pipeline
+
+BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
+NEVER = datetime(1, 1, 1, tzinfo=UTC)
+SETTLED = ("success", "failed")
+LETTER = {status: letter for letter, status in LETTERS.items()}
+
+
+# --- the model: runs in, what is to be said of them out ----------------------------------------------------------------------
+
+
+def latest_first(runs: Sequence[Execution]) -> list[Execution]:
+    def place(run: Execution) -> tuple[bool, datetime, bool, datetime, int]:
+        return (
+            run.started is not None,
+            run.started or NEVER,
+            run.finished is not None,
+            run.finished or NEVER,
+            run.id.int,
+        )
+
+    return sorted(runs, key=place, reverse=True)
+
+
+def settled(runs: Sequence[Execution]) -> list[Execution]:
+    return [run for run in latest_first(runs) if run.status in SETTLED]
+
+
+def failing(runs: Sequence[Execution]) -> dict[str, Any] | None:
+    streak = list(itertools.takewhile(lambda run: run.status == "failed", settled(runs)))
+    if not streak:
+        return None
+    good = next((run for run in settled(runs) if run.status == "success"), None)
+    starts = [run.started for run in streak if run.started is not None]
+    return {
+        "failing_since": min(starts) if starts else streak[0].finished,
+        "failures": len(streak),
+        "broken": len(streak) >= (30 if good else 10),
+        "last_success_at": (good.started or good.finished) if good else None,
+        "external_run_id": f"run-{streak[0].id.int}",
+    }
+
+
+def status_by(runs: Sequence[Execution], moment: datetime) -> str | None:
+    def had_settled(run: Execution) -> bool:
+        end = run.finished or run.started
+        return end is not None and end <= moment and (run.started is None or run.started <= moment)
+
+    return next((run.status for run in settled(runs) if had_settled(run)), None)
+
+
+def change(runs: Sequence[Execution], moment: datetime) -> str | None:
+    now = settled(runs)[0].status if settled(runs) else None
+    then = status_by(runs, moment)
+    if now is None or (then, now) == ("success", "success"):
+        return None
+    names = {("success", "failed"): "regression", ("failed", "success"): "fixed", ("failed", "failed"): "still failing"}
+    return "new" if then is None else names[(then, now)]
+
+
+def flakiness(runs: Sequence[Execution]) -> dict[str, Any] | None:
+    judged = settled(runs)[:30]
+    pairs = [(old.status, new.status) for new, old in itertools.pairwise(judged)]
+    recoveries, flips = pairs.count(("failed", "success")), sum(old != new for old, new in pairs)
+    if len(judged) < 10 or recoveries < 2 or flips / len(pairs) < 0.2 or is_down(judged) or is_cured(judged):
+        return None
+    history = "".join(LETTER[run.status] for run in reversed(judged))
+    return {"flip_rate": flips / len(pairs), "flips": flips, "recoveries": recoveries, "history": history}
+
+
+def is_down(judged: Sequence[Execution]) -> bool:
+    streak = list(itertools.takewhile(lambda run: run.status == "failed", judged))
+    return bool(streak) and apart(judged[0], streak[-1]) >= timedelta(days=7)
+
+
+def is_cured(judged: Sequence[Execution]) -> bool:
+    failure = next(run for run in judged if run.status == "failed")
+    return apart(judged[0], failure) >= timedelta(days=30)
+
+
+def apart(newer: Execution, older: Execution) -> timedelta:
+    return newer.started - older.started if newer.started and older.started else timedelta()
+
+
+def flips_between(runs: Sequence[Execution], since: datetime, until: datetime) -> tuple[int, int]:
+    """Flips of the runs that started in a time, and how many of them could flip."""
+    inside = [run for run in settled(runs) if run.started is not None and since <= run.started < until]
+    return sum(new.status != old.status for new, old in itertools.pairwise(inside)), max(len(inside) - 1, 0)
+
+
+# --- the runs ----------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def histories(draw: st.DrawFn, statuses: Sequence[str] = tuple(LETTERS.values())) -> list[Execution]:
+    """Up to 45 runs, some at the same time, some without one, each finished at its start or a while later."""
+    unit = draw(st.sampled_from([timedelta(minutes=1), timedelta(hours=9), timedelta(days=3)]))
+    moments = st.none() | st.integers(0, 12)
+    runs = []
+    for number in range(draw(st.integers(0, 45))):
+        status = draw(st.sampled_from(statuses))
+        started, finished = draw(moments), draw(moments)
+        if started is not None and finished is not None:
+            finished += started
+        if status == "running":
+            finished = None
+        times = [None if n is None else BEGIN + unit * n for n in (started, finished)]
+        runs.append(Execution(UUID(int=number), status, times[0], times[1]))
+    return runs
+
+
+@st.composite
+def plain_histories(draw: st.DrawFn) -> list[Execution]:
+    """Runs one after the other, so many that flakiness shows."""
+    every = draw(st.sampled_from([timedelta(hours=1), timedelta(hours=20), timedelta(days=2), timedelta(days=8)]))
+    letters = draw(st.text("SSFFRC-", max_size=50) | st.text("SF", min_size=9, max_size=40))
+    return [
+        Execution(UUID(int=n), LETTERS[letter], BEGIN + every * n, None if letter == "R" else BEGIN + every * n)
+        for n, letter in enumerate(letters)
+    ]
+
+
+class Ledger:
+    """One pipeline whose runs are exchanged from example to example."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+        self.pipeline = add_pipeline(engine).id
+
+    def hold(self, runs: Sequence[Execution]) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(sa.text("SET LOCAL synchronous_commit = off"))
+            connection.execute(sa.text("DELETE FROM runs"))
+            write(connection, self.pipeline, runs)
+
+    def ask(self, name: str, **parameters: Any) -> dict[str, Any] | None:
+        rows = ask(self.engine, name, **parameters)
+        assert len(rows) <= 1
+        return rows[0] if rows else None
+
+
+@pytest.fixture
+def ledger(engine: sa.Engine) -> Ledger:
+    return Ledger(engine)
+
+
+def picked(row: dict[str, Any] | None, wanted: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Of a row, what the model has an opinion on."""
+    return None if row is None or wanted is None else {name: row[name] for name in wanted}
+
+
+# --- they agree ----------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150)
+@given(runs=histories() | histories(("failed", "success")) | plain_histories())
+def test_failing_now_is_what_the_model_says(ledger: Ledger, runs: list[Execution]) -> None:
+    ledger.hold(runs)
+    row, wanted = ledger.ask("failing_now"), failing(runs)
+    assert (row is None) == (wanted is None)
+    assert picked(row, wanted) == wanted
+
+
+@settings(max_examples=150)
+@given(runs=histories() | plain_histories(), hours=st.integers(-1, 300), data=st.data())
+def test_changed_since_is_what_the_model_says(ledger: Ledger, runs: list[Execution], hours: int, data: Any) -> None:
+    ledger.hold(runs)
+    moments = [moment for run in runs for moment in (run.started, run.finished) if moment is not None]
+    since = data.draw(st.sampled_from([BEGIN + timedelta(hours=hours), *moments]))
+    row = ledger.ask("changed_since", since=since)
+    assert (row and row["change"]) == change(runs, since)
+    assert row is None or row["status_then"] == status_by(runs, since)
+
+
+@settings(max_examples=150)
+@given(runs=plain_histories() | histories(("failed", "success")))
+def test_flaky_is_what_the_model_says(ledger: Ledger, runs: list[Execution]) -> None:
+    ledger.hold(runs)
+    row, wanted = ledger.ask("flaky_pipelines"), flakiness(runs)
+    assert (row is None) == (wanted is None)
+    assert picked(row, wanted) == wanted
+
+
+@settings(max_examples=100)
+@given(runs=histories())
+def test_the_latest_run_and_the_strip_are_what_the_model_says(ledger: Ledger, runs: list[Execution]) -> None:
+    ledger.hold(runs)
+    latest, ordered = ledger.ask("latest_status_by_pipeline"), latest_first(runs)
+    client, strip = ledger.ask("latest_status_by_client"), ledger.ask("recent_runs_by_pipeline")
+    assert latest is not None and client is not None and strip is not None
+    assert latest["external_run_id"] == (f"run-{ordered[0].id.int}" if ordered else None)
+    assert latest["settled_status"] == (settled(runs)[0].status if settled(runs) else None)
+    assert client["failing"] == (1 if failing(runs) else 0)
+    assert strip["statuses"] == "".join(LETTER[run.status] for run in reversed(ordered[:30]))
+
+
+@settings(max_examples=100)
+@given(runs=histories() | plain_histories(), since=st.integers(-1, 12), days=st.integers(0, 40))
+def test_flips_and_failures_over_time_are_what_the_model_says(
+    ledger: Ledger, runs: list[Execution], since: int, days: int
+) -> None:
+    ledger.hold(runs)
+    start, end = BEGIN + timedelta(days=since), BEGIN + timedelta(days=since + days)
+    flips = ask(ledger.engine, "flakiness_over_time", since=start, until=end)
+    failures = ask(ledger.engine, "failures_over_time", since=start, until=end)
+    could_flip = sum(round(row["flips"] / row["flip_rate"]) for row in flips if row["flip_rate"])
+    inside = [run for run in runs if run.started is not None and start <= run.started < end]
+    wanted, could = flips_between(runs, start, end)
+    assert sum(row["flips"] for row in flips) == wanted
+    assert could_flip <= could
+    assert sum(row["settled_runs"] for row in flips) == sum(run.status in SETTLED for run in inside)
+    assert sum(row["failures"] for row in failures) == sum(run.status == "failed" for run in inside)
+    assert len(flips) == len(failures) == days
