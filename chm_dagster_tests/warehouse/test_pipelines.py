@@ -291,6 +291,7 @@ def test_pages_put_together_are_the_list(filled: Warehouse, limit: int, active: 
         page = filled.pipelines.list(active=active, limit=limit, cursor=cursor)
         assert 1 <= len(page.items) <= limit
         found += page.items
+        assert len(found) <= len(everything), "the pages go round in a circle"
         cursor = page.next_cursor
         if cursor is None:
             break

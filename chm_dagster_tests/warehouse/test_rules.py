@@ -174,6 +174,7 @@ def test_the_list_is_filtered_and_paged(warehouse: Warehouse) -> None:
         while True:
             page = listed(limit=limit, cursor=cursor)
             found += [rule.id for rule in page.items]
+            assert len(found) <= len(made), "the pages go round in a circle"
             cursor = page.next_cursor
             if cursor is None:
                 break

@@ -43,6 +43,7 @@ def pages(warehouse: Warehouse, limit: int, **filters: Any) -> list[Run]:
         page = warehouse.runs.list(ORDERS, limit=limit, cursor=cursor, **filters)
         assert len(page.items) <= limit
         found += page.items
+        assert len(found) <= 100, "the pages go round in a circle"
         cursor = page.next_cursor
         if cursor is None:
             return found
@@ -82,6 +83,21 @@ def test_pages_put_together_are_the_list_in_the_order_of_the_design(
     if order == "asc":
         wanted.reverse()
     assert [run.external_run_id for run in pages(warehouse, limit, order=order, since=since, until=until)] == wanted
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_pages_of_every_size_cross_every_kind_of_unknown_time(
+    warehouse: Warehouse, orders: Pipeline, order: Literal["asc", "desc"]
+) -> None:
+    kinds: list[Moment] = [None, T0, T0 + minutes(1)]
+    fill(warehouse, orders.id, [(started, finished) for started in kinds for finished in kinds] * 2)
+    wanted = [
+        r["external_run_id"]
+        for r in rows(warehouse.engine, f"SELECT external_run_id FROM runs ORDER BY {DESIGN_ORDER}")
+    ]
+    for limit in range(1, 20):
+        found = [run.external_run_id for run in pages(warehouse, limit, order=order)]
+        assert found == (wanted if order == "desc" else wanted[::-1]), limit
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
