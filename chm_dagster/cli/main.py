@@ -31,6 +31,7 @@ COMMANDS = {
     "run": Deferred(f"{_HERE}.run:app", "Runs of pipelines: look them up, record them, import them.", "Runs"),
     "ingest": Deferred(f"{_HERE}.ingest:ingest", "Ask the partners for news now.", "Runs"),
     "partner": Deferred(f"{_HERE}.partner:app", "Connections to partners.", "Runs"),
+    "lineage": Deferred(f"{_HERE}.lineage:app", "OpenLineage events that wait for their pipeline.", "Runs"),
     "migrate": Deferred(f"{_HERE}.db:migrate", "Bring the database to this release's newest migration.", "Run"),
     "db": Deferred(f"{_HERE}.db:app", "The database that CHM uses.", "Run"),
 }

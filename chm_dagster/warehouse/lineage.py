@@ -20,7 +20,7 @@ from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.runs import merge_runs
 from chm_dagster.warehouse.tables import clients, pipelines, runs
 
-Outcome = Literal["inserted", "updated", "unchanged", "stale", "unmatched", "ignored"]
+Outcome = Literal["inserted", "updated", "unchanged", "stale", "ignored"]
 
 # The events of one run wait for each other, also while the run has no row yet.
 _LOCK = sa.text("SELECT pg_advisory_xact_lock(hashtextextended('chm/lineage/' || :what, 0))")
