@@ -30,8 +30,11 @@ from chm_dagster.domain.runs import BIGINT_MAX, INT_MAX, MAX_RUN_ID_CHARS, MAX_U
 
 MODEL = "x-model"
 """Under this name the contract's writer finds which model a body is of."""
+_CONTROL = r"\u0000-\u001f\u007f-\u009f"
+# One line with something to see on it.
+_LINE = rf"^[^{_CONTROL}]*[^\s{_CONTROL}][^{_CONTROL}]*$"
 _NOT_BLANK = r"\S"
-Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS, pattern=_NOT_BLANK, examples=["Acme"])]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS, pattern=_LINE, examples=["Acme"])]
 Slug = Annotated[str, Field(max_length=MAX_SLUG_CHARS, pattern=SLUG_PATTERN, examples=["acme"])]
 Minutes = Annotated[int, Field(ge=0, le=MAX_MINUTES)]
 PositiveMinutes = Annotated[int, Field(ge=1, le=MAX_MINUTES)]
@@ -58,7 +61,7 @@ class ClientChanges(In):
 
 
 class _Expectations(In):
-    connection: Annotated[str, Field(min_length=1, max_length=100, pattern=_NOT_BLANK)] | None = None
+    connection: Annotated[str, Field(min_length=1, max_length=100, pattern=_LINE)] | None = None
     external_id: Annotated[str, Field(min_length=1, max_length=MAX_EXTERNAL_ID_CHARS, pattern=_NOT_BLANK)] | None = None
     description: Annotated[str, Field(max_length=MAX_DESCRIPTION_CHARS)] | None = None
     schedule_cron: str | None = Field(
@@ -131,7 +134,7 @@ class NewAlertRule(_RuleParameters):
     destination: str = Field(
         min_length=1,
         max_length=MAX_DESTINATION_CHARS,
-        pattern=_NOT_BLANK,
+        pattern=_LINE,
         description="A channel, an address or the name of an endpoint; never a secret.",
         examples=["#data-alerts"],
     )

@@ -29,6 +29,7 @@ Clients, their pipelines, runs and alert rules, and the questions about their he
 _SCHEME = {"type": "http", "scheme": "bearer", "description": "The token in CHM_API_TOKEN of the server."}
 _HEADERS = {
     401: {"WWW-Authenticate": {"description": "Bearer.", "schema": {"type": "string"}}},
+    405: {"Allow": {"description": "The methods that it takes.", "schema": {"type": "string"}}},
     503: {"Retry-After": {"description": "In seconds.", "schema": {"type": "integer"}}},
 }
 
@@ -67,7 +68,7 @@ def _describe(app: FastAPI) -> dict[str, Any]:
             described.pop("title", None)
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)
-    components["responses"] = {code: _error(status) for status, (code, _) in sorted(CODES.items()) if status != 405}
+    components["responses"] = {code: _error(status) for status, (code, _) in sorted(CODES.items())}
     components["securitySchemes"] = {"token": _SCHEME}
     return {**schema, "security": [{"token": []}]}
 
