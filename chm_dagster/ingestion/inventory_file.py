@@ -112,7 +112,9 @@ def _check_depth(text: str) -> None:
             depth += 1
             if depth > _MAX_DEPTH:
                 mark: Any = event.start_mark
-                raise InputError(f"line {mark.line + 1}", "nested too deeply; clients hold pipelines and rules, and that is all")
+                raise InputError(
+                    f"line {mark.line + 1}", "nested too deeply; clients hold pipelines and rules, and that is all"
+                )
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
@@ -135,7 +137,7 @@ class _Reader:
         """Read the whole file."""
         top = {} if root is None else self._mapping(root, "file")
         self._check_names("", {name: pair for name, pair in top.items() if not name.startswith("x-")}, ("clients",))
-        if "clients" not in top:
+        if "clients" not in top and (root is None or isinstance(root, yaml.MappingNode)):
             self._problem(1, "clients", "missing; a file begins with it: see `chm inventory export`")
         for slug, pair in self._slugs(top.get("clients"), "clients"):
             self._client(slug, pair)
@@ -227,7 +229,11 @@ class _Reader:
 
     def problems(self) -> list[Problem]:
         """All that is wrong, by line."""
-        return [(f"line {line}: {where}", issue) for line, where, issue in sorted(self._problems)]
+        return [(f"line {line}: {where}", issue) for line, where, issue in sorted(self._problems, key=_line)]
+
+
+def _line(problem: tuple[int, str, str]) -> int:
+    return problem[0]
 
 
 def _unknown(name: str, known: tuple[str, ...]) -> str:

@@ -16,7 +16,7 @@ import orjson
 
 from chm_dagster.errors import InputError
 
-MAX_CHARS = 16 * 1024 * 1024
+MAX_CHARS = 4 * 1024 * 1024
 """Of a field or a line. What is longer is a quote that nobody closed, or no text file at all."""
 _EXCERPT = 2_000
 _BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
