@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from chm_dagster.domain.inventory import Pipeline
 from chm_dagster.warehouse.warehouse import Warehouse
+from chm_dagster_tests.factories import rows
 
 
 @pytest.fixture
@@ -42,3 +43,23 @@ def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
         thread.join(timeout=60)
         assert not thread.is_alive()
     return answers
+
+
+def once_it_waits(engine: sa.Engine, call: Callable[[], Any], then: Callable[[], None]) -> Any:
+    """What a call returns or raises that has to wait for a lock; `then` is done as soon as it waits."""
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.extend(at_once([call])))
+    thread.start()
+    waiting = (
+        "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    for _ in range(500):
+        if rows(engine, waiting)[0]["n"]:
+            break
+        threading.Event().wait(0.02)
+    else:
+        raise AssertionError(f"nobody waited: {answers}")
+    then()
+    thread.join(timeout=30)
+    (answer,) = answers
+    return answer

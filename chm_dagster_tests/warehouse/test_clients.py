@@ -1,6 +1,5 @@
 """Clients: names and slugs that are unique whoever races for them, soft disabling, pages."""
 
-import threading
 from functools import partial
 
 import pytest
@@ -12,7 +11,7 @@ from chm_dagster.domain.inventory import Client, is_slug
 from chm_dagster.errors import Conflict, InputError, NotFound
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.factories import rows
-from chm_dagster_tests.warehouse.conftest import at_once
+from chm_dagster_tests.warehouse.conftest import at_once, once_it_waits
 
 
 def test_a_client_is_created_and_found_by_id_text_of_the_id_and_slug(warehouse: Warehouse) -> None:
@@ -107,28 +106,19 @@ def test_many_that_race_for_one_slug_all_get_one_of_their_own(warehouse: Warehou
 
 def test_a_name_that_is_taken_while_the_request_runs_is_a_conflict(warehouse: Warehouse) -> None:
     # The race at its worst moment: the name is free when looked for, and taken when written.
-    answers: list[object] = []
     with warehouse.engine.connect() as rival:
         rival.execute(sa.text("INSERT INTO clients (name, slug) VALUES ('Acme', 'rival')"))
-        thread = threading.Thread(target=lambda: answers.extend(at_once([partial(warehouse.clients.create, "Acme")])))
-        thread.start()
-        _wait_for_a_lock(warehouse)
-        rival.commit()
-        thread.join(timeout=30)
-    (answer,) = answers
+        answer = once_it_waits(warehouse.engine, partial(warehouse.clients.create, "Acme"), rival.commit)
     assert isinstance(answer, Conflict)
     assert answer.field == "name"
 
 
-def _wait_for_a_lock(warehouse: Warehouse) -> None:
-    waiting = (
-        "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    for _ in range(500):
-        if rows(warehouse.engine, waiting)[0]["n"]:
-            return
-        threading.Event().wait(0.02)
-    raise AssertionError("nobody waited")
+def test_a_slug_that_is_taken_while_the_request_runs_is_numbered(warehouse: Warehouse) -> None:
+    with warehouse.engine.connect() as rival:
+        rival.execute(sa.text("INSERT INTO clients (name, slug) VALUES ('Rival', 'acme')"))
+        answer = once_it_waits(warehouse.engine, partial(warehouse.clients.create, "Acme"), rival.commit)
+    assert isinstance(answer, Client)
+    assert answer.slug == "acme-2"
 
 
 def test_a_new_name_keeps_the_slug(warehouse: Warehouse) -> None:

@@ -14,11 +14,11 @@ from chm_dagster.domain.manual import RESERVED
 from chm_dagster.domain.runs import Observation, Run, RunStatus
 from chm_dagster.errors import Conflict, InputError, NotFound
 from chm_dagster.warehouse.invariants import impossible_runs
-from chm_dagster.warehouse.recording import BY_KEY
+from chm_dagster.warehouse.recording import BY_KEY, record
 from chm_dagster.warehouse.runs import merge_runs
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.factories import T0, minutes, observation, rows
-from chm_dagster_tests.warehouse.conftest import at_once
+from chm_dagster_tests.warehouse.conftest import at_once, once_it_waits
 
 ORDERS = "acme/orders"
 START, END = T0.isoformat(), (T0 + minutes(10)).isoformat()
@@ -370,6 +370,17 @@ def test_a_run_remembers_its_newest_keys_only(warehouse: Warehouse) -> None:
         )
 
 
+@pytest.mark.parametrize("kept", ["x", ["x"], {"x": 1}, {"x": ["a", "b"]}, {"x": [1]}, None, {}])
+def test_a_partner_that_uses_the_reserved_name_confuses_nobody(
+    warehouse: Warehouse, orders: Pipeline, kept: object
+) -> None:
+    merge(warehouse, observation(orders.id, "r1", payload={RESERVED: kept, "id": "r1"}))
+    body = {"external_run_id": "r1", "status": "failed"}
+    run, outcome = warehouse.runs.record(ORDERS, body, idempotency_key="key-1")
+    assert (run.payload, outcome) == ({"id": "r1"}, "updated")
+    assert warehouse.runs.record(ORDERS, body, idempotency_key="key-1") == (run, "unchanged")
+
+
 @pytest.mark.parametrize("key", ["", "  ", "x" * 256, "a\0", "a\nb", "\ud800"])
 def test_a_key_that_cannot_be_is_refused(warehouse: Warehouse, key: str) -> None:
     with pytest.raises(InputError) as error:
@@ -395,19 +406,20 @@ def test_one_key_for_two_runs_at_once_makes_one_run_and_one_conflict(warehouse: 
     assert len(rows(warehouse.engine, "SELECT 1 FROM runs")) == 1
 
 
-def test_start_and_end_at_once_lose_nothing_of_each_other(warehouse: Warehouse) -> None:
-    for n in range(10):
-        run_id = f"run-{n}"
-        at_once(
-            [
-                partial(warehouse.runs.record, ORDERS, {**RUNNING, "external_run_id": run_id}),
-                partial(warehouse.runs.record, ORDERS, {**SUCCESS, "external_run_id": run_id, "rows_processed": 5}),
-            ]
-        )
-        run = warehouse.runs.get(ORDERS, run_id)
-        assert (run.status, run.rows_processed) == (RunStatus.SUCCESS, 5)
-        # Whichever came first: the start is known if the ledger heard of it before the end.
-        assert run.started_at in (T0, T0 + minutes(10))
+def test_a_key_that_is_being_used_is_waited_for(warehouse: Warehouse) -> None:
+    with warehouse.engine.connect() as first:
+        record(first, ORDERS, {**SUCCESS, "external_run_id": "a"}, "key-1")
+        second = partial(warehouse.runs.record, ORDERS, {**SUCCESS, "external_run_id": "b"}, idempotency_key="key-1")
+        answer = once_it_waits(warehouse.engine, second, first.commit)
+    assert isinstance(answer, Conflict)
+    assert answer.field == "idempotency_key"
+
+
+def test_an_end_that_is_recorded_while_the_start_is_still_loses_nothing_of_it(warehouse: Warehouse) -> None:
+    with warehouse.engine.connect() as first:
+        record(first, ORDERS, RUNNING, None)
+        run, outcome = once_it_waits(warehouse.engine, partial(warehouse.runs.record, ORDERS, SUCCESS), first.commit)
+    assert (run.started_at, run.duration_seconds, outcome) == (T0, 600.0, "updated")
 
 
 def test_keys_are_found_by_their_index(warehouse: Warehouse, orders: Pipeline) -> None:
