@@ -96,8 +96,13 @@ def record(
     finished_at: Annotated[
         str | None, typer.Option("--finished-at", metavar="TIME", help="Now if left out and the run is over.")
     ] = None,
-    duration_seconds: Annotated[float | None, typer.Option("--duration-seconds", metavar="N")] = None,
-    rows_processed: Annotated[int | None, typer.Option("--rows-processed", "--rows", metavar="N")] = None,
+    duration_seconds: Annotated[
+        float | None,
+        typer.Option("--duration-seconds", metavar="N", help="How long it took, in seconds, if its times do not tell."),
+    ] = None,
+    rows_processed: Annotated[
+        int | None, typer.Option("--rows-processed", "--rows", metavar="N", help="How many rows it processed.")
+    ] = None,
     error_message: Annotated[str | None, typer.Option("--error-message", "--error", help="Why it failed.")] = None,
     status_reason: Annotated[str | None, typer.Option("--status-reason", help="A word that says more.")] = None,
     source_url: Annotated[str | None, typer.Option("--source-url", "--url", help="A link to the run.")] = None,
