@@ -66,6 +66,8 @@ class Ask:
     method: Literal["GET", "POST"] = "GET"
     body: Any = None
     form: Mapping[str, str] | None = None
+    slash: bool = False
+    """Whether the path ends with a slash."""
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     shape: Literal["object", "list", "any"] = "object"
     max_body_bytes: int | None = None
@@ -189,7 +191,7 @@ class PartnerHttp:
         return self.credentials.renew(proof, ended=failure.status == 401)
 
     async def _repeated(self, ask: Ask, proof: Proof) -> Answer | Failure:
-        path = self._path(ask.path)
+        path = self._path(ask.path) + ("/" if ask.slash else "")
         content = self._content(path, ask)
         attempt = 1
         while True:

@@ -40,6 +40,7 @@ class Asking:
             body=(({} if body is ABSENT else body) if has_body else None),
             headers={} if headers is ABSENT else headers,
             shape="any",
+            slash=request.path.endswith("/"),
         )
 
     def _form(self, value: Any) -> Any:
@@ -62,12 +63,14 @@ class Asking:
                 text = values.reason_text(what) or "an error without a text"
                 raise Permanent(f"connection {self._connection}: the partner says: {text}")
 
-    def items(self, answer: Answer, place: str) -> list[Any]:
-        """The list at this place. Raises Permanent for an error, SchemaDrift if there is no list."""
+    def items(self, answer: Answer, place: str, *, may_lack: bool = False) -> list[Any]:
+        """The list at this place. Raises Permanent for an error, SchemaDrift for no list, unless it may lack."""
         self.refused(answer)
         found = find(answer.body, place)
         if "*" in place.split("."):
             return found
+        if not found and may_lack and isinstance(answer.body, dict):
+            return []
         if not found or not isinstance(found[0], list):
             where = place or "the answer"
             raise SchemaDrift(f"connection {self._connection}: {where} is missing or not a list")

@@ -47,7 +47,8 @@ async def _items(
     def key(item: Any) -> str | None:
         return identifier(first(item, [id_]))
 
-    pager = Pager(http, asking, request, place, paging, page_size=rest.page_size, key=key)
+    may_lack = isinstance(request, Discover) and request.none_without_items
+    pager = Pager(http, asking, request, place, paging, page_size=rest.page_size, key=key, may_lack=may_lack)
     async for _, items in pager.pages(breaker):
         for item in items:
             yield item

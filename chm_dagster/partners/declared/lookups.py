@@ -1,5 +1,6 @@
 """What became of single runs: found as they are now, or gone."""
 
+import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from chm_dagster.partners.http import Answer, PartnerHttp
 from chm_dagster.partners.port import Gone
 from chm_dagster.partners.retry import Breaker
 from chm_dagster.partners.verdicts import Refused
+
+logger = logging.getLogger(__name__)
 
 Wanted = Mapping[tuple[str, str], OpenRun]
 """By external id and run id."""
@@ -31,7 +34,12 @@ class Lookups:
         keys = list(wanted)
         for start in range(0, len(keys), self._lookup.at_once):
             chunk = {key: wanted[key] for key in keys[start : start + self._lookup.at_once]}
-            answer, rows = await self._asked(chunk, breaker)
+            try:
+                answer, rows = await self._asked(chunk, breaker)
+            except Refused as error:
+                # The lists have been read. That one run stays open in the ledger is no reason to throw them away.
+                logger.warning("%s; what became of %d unfinished runs is not known", error, len(chunk))
+                continue
             found = self._found(chunk, rows)
             met = {(owner, self._reader.run_id(row)) for owner, row in found}
             missing = {key: run for key, run in chunk.items() if key not in met}

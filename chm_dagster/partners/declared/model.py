@@ -148,6 +148,8 @@ class Runs(Model):
 
     items: str = ""
     """Where the list of runs is; empty if the answer is the list."""
+    none_without_items: bool = False
+    """Whether an answer without the list is one without runs; otherwise it is an error."""
     pipeline: Paths
     """The id of the run's pipeline: places, or templates such as `${location}/${job}`. The first that is in the
     inventory counts."""
@@ -207,6 +209,7 @@ class Discover(Request):
     """How to list the partner's pipelines."""
 
     items: str = ""
+    none_without_items: bool = False
     each: str | None = None
     """Where the pipelines are in an item, if an item is not a pipeline; they have the item's fields as well."""
     paging: Paging = Paging()

@@ -20,6 +20,10 @@ class NoCursor(Exception):
     """The partner does not know this way of paging; another one is configured for that."""
 
 
+class TooMany(Exception):
+    """There are more rows than the partner ever gives for one request."""
+
+
 class Pager:
     """Walks through the pages of `request`. `key` tells records apart, so that a page that repeats is noticed."""
 
@@ -33,6 +37,7 @@ class Pager:
         *,
         page_size: int,
         key: Key,
+        may_lack: bool = False,
     ) -> None:
         self._http = http
         self._asking = asking
@@ -41,15 +46,16 @@ class Pager:
         self._paging = paging
         self._page_size = page_size
         self._key = key
+        self._may_lack = may_lack
         self._guard = PageGuard(http.connection)
 
     async def pages(self, breaker: Breaker, **values: Any) -> AsyncGenerator[tuple[Answer, list[Any]], None]:
-        """Each answer with its records. Raises PartnerError; NoCursor, instead of a first page, to page otherwise."""
+        """Each answer with its records. Raises PartnerError, and instead of a first page NoCursor or TooMany."""
         state: dict[str, Any] | Ask = self._first()
         while True:
             ask = state if isinstance(state, Ask) else self._asking.ask(self._request, self._paging, **values, **state)
             answer = await breaker.call(lambda ask=ask: self._http.ask(ask))  # type: ignore[misc]
-            rows = self._asking.items(answer, self._items)
+            rows = self._asking.items(answer, self._items, may_lack=self._may_lack)
             following = self._following(state, ask, answer, rows)
             yield answer, rows
             if following is None:
@@ -62,7 +68,7 @@ class Pager:
         if paging.kind == "offset":
             return {"offset": 0}
         if paging.kind == "page":
-            return {"page": paging.first_page}
+            return {"page": paging.first_page, "offset": 0}
         if paging.kind == "cursor":
             return {"cursor": ABSENT if paging.first_cursor is None else paging.first_cursor}
         return {"before": ABSENT, "offset": 0} if paging.kind == "keyset" else {}
@@ -80,6 +86,7 @@ class Pager:
         if paging.kind == "cursor":
             cursor = self._cursor(answer, is_first=state == self._first())
             return None if cursor is None else {"cursor": cursor}
+        self._refuse_too_many(state, answer)
         if not rows or (paging.short_page_ends and len(rows) < self._page_size):
             return None
         news = self._guard.news(key for row in rows if (key := self._key(row)) is not None)
@@ -90,12 +97,21 @@ class Pager:
     def _counted(self, state: dict[str, Any], answer: Answer, rows: Sequence[Any], news: int) -> dict[str, Any] | None:
         if not news and any(self._key(row) is not None for row in rows):
             raise self._guard.drift("a page holds nothing but what was read before; the partner ignores the paging")
-        if "page" in state:
-            return {"page": state["page"] + 1}
         # By rows received and not by rows asked for: partners cut pages short without a word.
         offset = state["offset"] + len(rows)
+        total = self._total(answer)
+        if total is not None and offset >= total:
+            return None
+        return {"page": state["page"] + 1, "offset": offset} if "page" in state else {"offset": offset}
+
+    def _total(self, answer: Answer) -> int | None:
         total = next(iter(find(answer.body, self._paging.total)), None) if self._paging.total else None
-        return None if isinstance(total, int) and offset >= total else {"offset": offset}
+        return total if isinstance(total, int) and not isinstance(total, bool) else None
+
+    def _refuse_too_many(self, state: dict[str, Any], answer: Answer) -> None:
+        total = self._total(answer)
+        if self._paging.most is not None and total is not None and total > self._paging.most and not state["offset"]:
+            raise TooMany
 
     def _cursor(self, answer: Answer, *, is_first: bool) -> str | None:
         found = find(answer.body, self._paging.next or "")

@@ -21,6 +21,9 @@ class Paging(BaseModel):
     """A place that holds false on the last page."""
     total: str | None = None
     """A place that holds the exact number of all rows."""
+    most: int | None = None
+    """With `total`: the most rows that the partner ever gives for one request. Where there are more, the span of time
+    is halved until there are not."""
     first_cursor: str | None = None
     """The cursor that asks for the first page, where there has to be one."""
     first_page: int = 1

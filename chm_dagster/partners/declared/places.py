@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from chm_dagster.partners.declared.template import ABSENT, fill, is_template
+from chm_dagster.partners.declared.template import ABSENT, fill, is_name, is_template
 
 
 @functools.lru_cache(maxsize=4096)
@@ -75,7 +75,10 @@ def word_of(record: Any, word: str) -> Any:
 
 
 def link_of(record: Any, template: str, ui: str) -> str | None:
-    """A link for people; what comes from the record is percent-encoded."""
+    """A link for people: one of the record's own, or one made of its ids, percent-encoded."""
+    if is_name(template) and template != "${ui}":
+        own = first(record, [template[2:-1].strip()])
+        return own if isinstance(own, str) else None
 
     def part(name: str) -> Any:
         if name == "ui":

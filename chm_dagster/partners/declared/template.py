@@ -36,6 +36,11 @@ def is_template(text: str) -> bool:
     return _NAME.search(text) is not None
 
 
+def is_name(text: str) -> bool:
+    """Whether it is nothing but one `${name}`."""
+    return _NAME.fullmatch(text) is not None
+
+
 def render(template: Any, values: Mapping[str, Any]) -> Any:
     """The template with the values put in; ABSENT where one of them is not known.
 
@@ -88,7 +93,8 @@ def written(moment: datetime, form: Literal["iso", "epoch", "epoch_ms", "date"])
     """A time as a partner wants it asked for."""
     utc = moment.astimezone(UTC)
     if form == "iso":
-        return utc.isoformat().replace("+00:00", "Z")
+        # Whole seconds, which every partner takes. Cut off, not rounded: rather a second too much than one too little.
+        return utc.replace(microsecond=0).isoformat().replace("+00:00", "Z")
     if form == "date":
         return date.isoformat(utc.date())
     return int(utc.timestamp() * 1000) if form == "epoch_ms" else utc.timestamp()

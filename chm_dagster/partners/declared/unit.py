@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import random
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from chm_dagster.domain.runs import OpenRun
@@ -12,7 +12,7 @@ from chm_dagster.errors import PartnerError, Permanent, SchemaDrift
 from chm_dagster.partners.declared.asking import Asking
 from chm_dagster.partners.declared.lookups import Lookups
 from chm_dagster.partners.declared.model import Pass, Rest
-from chm_dagster.partners.declared.pager import NoCursor, Pager
+from chm_dagster.partners.declared.pager import NoCursor, Pager, TooMany
 from chm_dagster.partners.declared.paging import Paging
 from chm_dagster.partners.declared.planning import Unit, spans
 from chm_dagster.partners.declared.reading import Reader
@@ -62,7 +62,7 @@ class UnitSweep:
             if not self._is_due(pass_):
                 continue
             for since, until in spans(pass_, self._since, self._now):
-                async for answer, rows in self._pages(pass_, since, until):
+                async for answer, rows in self._span(pass_, since, until):
                     self.first = self.first or answer
                     yield answer, self._met(rows)
         if self.sorter.homeless and not self.sorter.kept + self.sorter.foreign:
@@ -97,6 +97,22 @@ class UnitSweep:
                 raise self._api.drift(f"the answer for pipeline {asked!r} holds a run of another pipeline")
         return [(asked, row) for row in rows]
 
+    async def _span(
+        self, pass_: Pass, since: datetime | None, until: datetime
+    ) -> AsyncGenerator[tuple[Answer, list[Any]], None]:
+        """The pages of one span of time; of its halves, if there are more runs than the partner gives at once."""
+        try:
+            async for page in self._pages(pass_, since, until):
+                yield page
+            return
+        except TooMany:
+            if since is None or until - since < _SHORTEST:
+                raise self._api.drift(f"{pass_.name}: more of them at a time than the partner ever gives") from None
+        middle = since + (until - since) / 2
+        for start, end in ((since, middle), (middle, until)):
+            async for page in self._span(pass_, start, end):
+                yield page
+
     async def _pages(
         self, pass_: Pass, since: datetime | None, until: datetime
     ) -> AsyncGenerator[tuple[Answer, list[Any]], None]:
@@ -118,8 +134,17 @@ class UnitSweep:
 
     def _pager(self, pass_: Pass, paging: Paging) -> Pager:
         api = self._api
-        size = api.rest.page_size
-        return Pager(api.http, api.asking, pass_, api.rest.runs.items, paging, page_size=size, key=api.reader.key)
+        runs = api.rest.runs
+        return Pager(
+            api.http,
+            api.asking,
+            pass_,
+            runs.items,
+            paging,
+            page_size=api.rest.page_size,
+            key=api.reader.key,
+            may_lack=runs.none_without_items,
+        )
 
     def _narrowed(self) -> dict[str, Any]:
         ids = list(self._unit.external_ids)
@@ -144,6 +169,8 @@ class UnitSweep:
         ends = any({"now", "until"} & set(names(list(request))) for request in requests)
         return self._now if ends else None
 
+
+_SHORTEST = timedelta(minutes=1)
 
 MAX_LOOKUPS = 100
 """Requests for single runs in one sweep of a unit, at most. Which ones is left to chance, so that each has its turn."""

@@ -69,11 +69,10 @@ class GenericMapping:
         run_id = values.run_id(field("id"))
         status, reason, unknown = self._status(field("status"), field("status_reason"))
         latest = observed_at + values.SLACK
-        done = status.finished
+        done = status is not RunStatus.RUNNING
         started_at, finished_at, duration = _times(record, done, latest)
         failed = status is RunStatus.FAILED or status is RunStatus.CANCELED
-        payload = values.clean_record(record)
-        harmless = payload is record
+        masked = values.masked_record(record)
         return Observation(
             pipeline_id=pipeline_id,
             external_run_id=run_id,
@@ -82,10 +81,10 @@ class GenericMapping:
             finished_at=finished_at,
             duration_seconds=duration,
             rows_processed=values.row_count(field("rows_processed")),
-            error_message=values.error_text(field("error_message"), harmless=harmless) if failed else None,
+            error_message=values.error_text(masked.get("error_message"), harmless=True) if failed else None,
             status_reason=reason,
-            source_url=values.link(field("url"), harmless=harmless),
-            payload=payload,
+            source_url=values.link(field("url"), harmless=masked is record),
+            payload=values.fitting_record(masked),
             attempt=values.attempt(field("attempt")),
             progress=0 if self._reopens or not done else 1,
             source_version=values.parse_time(field("updated_at"), "updated_at", latest),
