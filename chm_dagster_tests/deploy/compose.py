@@ -50,10 +50,13 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def references(compose: Compose) -> Iterator[tuple[str, str, str]]:
-    """Variables that whoever starts it may set: name, operator (`:?`, `:-`, empty) and what stands behind it."""
+    """Variables that whoever starts it may set: name, operator (`:?`, `:-`, `?`, empty) and what stands behind it."""
     for text in strings(compose):
         for name, operator, rest, bare in REFERENCE.findall(text.replace("$$", "")):
             yield name or bare, operator, rest
+    for spec in services(compose).values():
+        # A variable without a value is handed on if it is set, and is not there if it is not.
+        yield from ((name, "?", "") for name, value in spec.get("environment", {}).items() if value is None)
 
 
 # --- rules -------------------------------------------------------------------------------------------------------------
@@ -61,12 +64,12 @@ def references(compose: Compose) -> Iterator[tuple[str, str, str]]:
 
 def secrets_with_defaults(compose: Compose) -> list[str]:
     """Secrets come from whoever starts it, and nothing starts without them."""
-    weak = [n for n, operator, _ in references(compose) if SECRET.search(n) and operator != ":?"]
+    weak = [n for n, operator, _ in references(compose) if SECRET.search(n) and operator not in (":?", "?")]
     literal = [
         f"{service}: {name}"
         for service, spec in services(compose).items()
         for name, value in spec.get("environment", {}).items()
-        if SECRET.search(name) and not re.fullmatch(r"\$\{\w+:\?[^}]*\}", str(value))
+        if SECRET.search(name) and value is not None and not re.fullmatch(r"\$\{\w+:\?[^}]*\}", str(value))
     ]
     return [*weak, *literal]
 

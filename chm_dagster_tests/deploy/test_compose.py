@@ -13,6 +13,7 @@ import pytest
 import typer.main
 import yaml
 
+from chm_dagster import settings
 from chm_dagster.cli.main import app
 from chm_dagster_tests.deploy import compose as rules
 from chm_dagster_tests.deploy.compose import ROOT, Compose, Rule, commands, load, services
@@ -34,6 +35,16 @@ def test_the_official_schema_notices_a_misspelled_key(tmp_path: Path) -> None:
     spoiled = tmp_path / "docker-compose.yml"
     spoiled.write_text(rules.COMPOSE.read_text().replace("cap_drop:", "cap_dorp:"))
     assert schema_says(spoiled).returncode == 1
+
+
+def test_the_override_of_the_operations_page_is_of_the_official_schema_and_fits(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    (text,) = (block for block in re.findall(r"^```yaml\n(.*?)^```$", page, re.M | re.S) if "services:" in block)
+    (tmp_path / "docker-compose.override.yml").write_text(text)
+    assert schema_says(tmp_path / "docker-compose.override.yml").returncode == 0
+    override = services(yaml.safe_load(text))
+    assert set(override) <= set(services(load()))
+    assert settings.PARTNERS_FILE in override["code"]["environment"]
 
 
 @pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.__name__)
