@@ -62,7 +62,11 @@ class ClientChanges(In):
 
 class _Expectations(In):
     connection: Annotated[str, Field(min_length=1, max_length=100, pattern=_LINE)] | None = None
-    external_id: Annotated[str, Field(min_length=1, max_length=MAX_EXTERNAL_ID_CHARS, pattern=_NOT_BLANK)] | None = None
+    external_id: (
+        Annotated[str, Field(min_length=1, max_length=MAX_EXTERNAL_ID_CHARS, pattern=_NOT_BLANK)]
+        | Annotated[int, Field(gt=-(2**64), lt=2**64)]
+        | None
+    ) = Field(None, description="Its id at the partner; a number becomes its digits. Null: not ingested.")
     description: Annotated[str, Field(max_length=MAX_DESCRIPTION_CHARS)] | None = None
     schedule_cron: str | None = Field(
         None, description="When a run is expected: five fields.", examples=["0 6 * * 1-5"]
@@ -104,7 +108,7 @@ class PipelineChanges(_Expectations):
 class NewRun(In):
     """A run recorded by hand."""
 
-    external_run_id: Annotated[str, Field(min_length=1, max_length=MAX_RUN_ID_CHARS)] | None = Field(
+    external_run_id: Annotated[str, Field(min_length=1, max_length=MAX_RUN_ID_CHARS)] | int | None = Field(
         None, description="What makes it the same run when it is told again; made if left out."
     )
     status: RunStatus
@@ -116,6 +120,9 @@ class NewRun(In):
     status_reason: str | None = None
     source_url: Annotated[str, Field(max_length=MAX_URL_CHARS)] | None = None
     payload: dict[str, Any] | None = None
+    attempt: Annotated[int, Field(ge=0, le=INT_MAX)] | None = Field(
+        None, description="Which try of the run this is; a later one starts it over."
+    )
 
 
 class _RuleParameters(In):

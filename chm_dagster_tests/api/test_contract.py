@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -9,10 +10,13 @@ import jsonschema
 import pytest
 import yaml
 
-from chm_dagster.api import contract
+from chm_dagster.api import bodies, contract
 from chm_dagster.api.app import bare_app
 from chm_dagster.api.guarding import PUBLIC
 from chm_dagster.api.problems import CODES
+from chm_dagster.domain.fields import Form
+from chm_dagster.domain.forms import CLIENT, PIPELINE, RULE
+from chm_dagster.domain.manual import run_form
 
 SCHEMA: dict[str, Any] = bare_app().openapi()
 OPERATIONS = [(path, method, o) for path, methods in SCHEMA["paths"].items() for method, o in methods.items()]
@@ -115,6 +119,27 @@ def test_every_body_has_an_example_that_the_app_takes(api: httpx.Client) -> None
             assert answer.status_code != 409 or "already" in answer.text or "another" in answer.text
             seen += 1
     assert seen == 8
+
+
+@pytest.mark.parametrize(
+    ("model", "form", "not_taken"),
+    [
+        (bodies.NewClient, CLIENT, {"is_active"}),
+        (bodies.ClientChanges, CLIENT, {"slug"}),
+        (bodies.NewPipelineOfClient, PIPELINE, set()),
+        (bodies.PipelineChanges, PIPELINE, {"slug"}),
+        (bodies.NewRun, run_form(datetime.now(UTC)), set()),
+        (bodies.NewAlertRule, RULE, set()),
+        (bodies.AlertRuleChanges, RULE, set()),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_bodies_are_described_as_they_are_read(model: type[bodies.In], form: Form, not_taken: set[str]) -> None:
+    assert set(model.model_fields) | not_taken == set(form)
+    if not model.__name__.endswith("Changes"):
+        assert {name for name, field in model.model_fields.items() if field.is_required()} == {
+            name for name, field in form.items() if field.required
+        }
 
 
 def test_answers_carry_what_the_contract_says(api: httpx.Client) -> None:
