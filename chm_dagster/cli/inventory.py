@@ -10,6 +10,7 @@ from rich.text import Text
 from chm_dagster.cli.arguments import ExitZeroOption
 from chm_dagster.cli.output import Format, FormatOption, chosen, console, errors, say, show
 from chm_dagster.cli.stack import open_warehouse
+from chm_dagster.cli.tables import harmless
 from chm_dagster.errors import InputError
 from chm_dagster.ingestion import inventory_apply, inventory_file
 from chm_dagster.ingestion.inventory_apply import ApplyReport, Change
@@ -112,5 +113,5 @@ def _spelled(value: Any) -> str:
         return "(empty)"
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = " ".join(str(value).split())
+    text = harmless(" ".join(str(value).split()))
     return text if len(text) <= 100 else text[:99] + "…"

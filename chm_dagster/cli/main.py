@@ -77,7 +77,7 @@ def _root(
 def main() -> None:
     """Run a command. Whatever is wrong with it becomes one message without a traceback."""
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="chm")
         # What is still buffered may find that nobody reads any more; that is no error of ours.
         sys.stdout.flush()
     except InputError as error:

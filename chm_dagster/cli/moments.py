@@ -39,7 +39,7 @@ def age(moment: datetime, now: datetime) -> str:
 
 def _rounded(seconds: float) -> str:
     if seconds < 60:
-        return f"{seconds:.0f} s"
+        return f"{int(seconds)} s"
     if seconds < 3_600:
         return f"{seconds // 60:.0f} min"
     if seconds < 48 * 3_600:

@@ -10,7 +10,7 @@ import orjson
 import typer
 from rich.console import Console
 
-from chm_dagster.cli.tables import Column, describe, tabulate
+from chm_dagster.cli.tables import Column, describe, harmless, tabulate
 
 console = Console()
 """Answers."""
@@ -54,7 +54,7 @@ def show(data: Any, wanted: Format | None, title: str = "", columns: Sequence[Co
 
 def say(sentence: str, style: str = "") -> None:
     """Write one line for a person, as it is: a name such as [red] means nothing here."""
-    console.print(sentence, style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(harmless(sentence), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def answer(sentence: str, row: Mapping[str, Any], wanted: Format | None) -> None:
@@ -68,7 +68,7 @@ def answer(sentence: str, row: Mapping[str, Any], wanted: Format | None) -> None
 def complain(message: str) -> None:
     """Write an error, line by line."""
     for line in message.splitlines():
-        errors.print(f"chm: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+        errors.print(f"chm: {harmless(line)}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def as_row(item: Any, *first: tuple[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from chm_dagster.cli.moments import parse_moment
 from chm_dagster.cli.names import find_pipeline
 from chm_dagster.cli.output import Format, FormatOption, chosen, errors, say, show
 from chm_dagster.cli.stack import open_warehouse
+from chm_dagster.cli.tables import harmless
 from chm_dagster.domain.schedule import time_zone
 from chm_dagster.errors import InputError
 from chm_dagster.ingestion.run_files import Shape, read_rows, shape_of
@@ -122,7 +123,7 @@ def _show(report: ImportReport, place: Path, form: Format | None) -> None:
     counts = ", ".join(f"{name} {getattr(report, name):,}" for name in COUNTS)
     say(f"{report.rows:,} rows: {counts}", "red" if report.rejected else "green")
     for line, reason in report.rejections:
-        errors.print(f"line {line}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+        errors.print(f"line {line}: {harmless(reason)}", style="red", markup=False, highlight=False, soft_wrap=True)
     if report.rejected:
         more = report.rejected - len(report.rejections)
         say(f"{f'{more:,} more; ' if more else ''}all rejected rows with their reasons are in {place}")

@@ -141,10 +141,15 @@ def cell(value: Any, now: datetime, kind: Kind = Kind.PLAIN) -> Text:
         import orjson
 
         return Text(orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2).decode())
-    text = str(value)
+    text = harmless(str(value))
     if kind is Kind.STRIP:
         return Text.assemble(*((letter, _LETTERS.get(letter, "dim")) for letter in text))
     return Text(text, style=STYLES.get(text, ""))
+
+
+def harmless(text: str) -> str:
+    """The text without what a terminal would obey rather than show: partners and people choose the texts."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
 def _number(value: float, kind: Kind) -> Text:

@@ -26,8 +26,10 @@ def _what(error: Any) -> str:
         close = f"; did you mean {unknown['close'].replace(chr(39), '')}?" if unknown["close"] else ""
         return f"{unknown['name']}: no such command{close}"
     if type(error).__name__ == "NoSuchOption":
-        close = f"; did you mean {' or '.join(sorted(error.possibilities))}?" if error.possibilities else ""
-        return f"{error.option_name}: no such option{close}"
+        known = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1)
+        return f"{error.option_name}: no such option" + (f"; did you mean {known[0]}?" if known else "")
+    if type(error).__name__ == "BadOptionUsage":
+        return message.replace(f"option '{error.option_name}' ", f"{error.option_name}: ")
     parameter = getattr(error, "param", None)
     if parameter is None:
         return message
