@@ -133,6 +133,15 @@ class OpenRun:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ToldRun:
+    """What the ledger knows of a run that ended, beyond what a list of runs says: no need to ask for it again."""
+
+    finished_at: datetime | None
+    error_message: str | None
+    rows_processed: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Rejection:
     """A record that is not a run. `reason` names the field and what was wrong; `record` is the raw record, kept."""
 

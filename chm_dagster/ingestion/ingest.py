@@ -5,11 +5,11 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from chm_dagster.domain.inventory import IngestedPipeline
-from chm_dagster.domain.runs import Observation, OpenRun, Rejection
+from chm_dagster.domain.runs import Observation, Rejection
 from chm_dagster.errors import Busy, ConfigError
 from chm_dagster.ingestion.landing import Landing
 from chm_dagster.ingestion.prefetch import prefetched
@@ -17,12 +17,15 @@ from chm_dagster.ingestion.report import SAMPLES, IngestReport, PipelineReport
 from chm_dagster.partners.connections import partner_of
 from chm_dagster.partners.port import Done, Failed, Gone, Page, Partner, Target
 from chm_dagster.warehouse.engine import Engine
-from chm_dagster.warehouse.open_runs import open_runs
+from chm_dagster.warehouse.open_runs import open_runs, told_runs
 from chm_dagster.warehouse.runs import BATCH, Watermark
 from chm_dagster.warehouse.session import PATIENCE_SECONDS, LedgerWriter, ledger_writer
 
 CONNECTIONS_AT_ONCE = 16
 """Partner instances that are asked at the same time; each bounds its own requests."""
+
+_LONG_RUN = timedelta(days=2)
+"""A run that ended since the watermark hardly started longer before it; if it did, it is asked about once more."""
 
 Progress = Callable[[int, int], None]
 """Told, as answers come in, for how many more pipelines a partner has answered and how many more records it sent."""
@@ -44,13 +47,22 @@ class Share:
         """Ids of all its pipelines."""
         return [p.id for pipelines in self.by_external_id.values() for p in pipelines]
 
-    def targets(self, since: datetime | None, unfinished: Mapping[UUID, Sequence[OpenRun]]) -> list[Target]:
-        """What to ask the partner for. Pipelines that share an external id are asked for once."""
+    def targets(self, engine: Engine, since: datetime | None) -> list[Target]:
+        """What to ask the partner for, with what the ledger knows that saves questions or raises them.
+
+        Pipelines that share an external id are asked for once. Raises DatabaseUnavailable.
+        """
+        can, ids = self.partner.capabilities, self.pipeline_ids
+        starts = {i: since or _oldest([p.synced_through for p in ps]) for i, ps in self.by_external_id.items()}
+        earliest = min((start for start in starts.values() if start is not None), default=None)
+        unfinished = open_runs(engine, ids) if can.finds_deletions else {}
+        told = told_runs(engine, ids, earliest - _LONG_RUN) if can.looks_further and earliest else {}
         return [
             Target(
                 external_id,
-                since or _oldest([p.synced_through for p in pipelines]),
+                starts[external_id],
                 tuple(run for p in pipelines for run in unfinished.get(p.id, ())),
+                {run_id: run for p in pipelines for run_id, run in told.get(p.id, {}).items()},
             )
             for external_id, pipelines in self.by_external_id.items()
         ]
@@ -76,10 +88,8 @@ def ingest(
     shares = _shares(partners, pipelines, report)
     with ledger_writer(engine) as writer:
         claimed = [share for share in shares if _claim(writer, share, report, patience)]
-        # Read only now: until the claims, somebody else may have finished some of them.
-        asked = [id_ for share in claimed if share.partner.capabilities.finds_deletions for id_ in share.pipeline_ids]
-        unfinished = open_runs(engine, asked) if asked else {}
-        sweeps = [(share, share.targets(since, unfinished)) for share in claimed]
+        # Read only now: until the claims, somebody else may have changed some of it.
+        sweeps = [(share, share.targets(engine, since)) for share in claimed]
         asyncio.run(_extract_all(sweeps, landing, progress, writer))
         for share in claimed:
             _merge_share(writer, share, landing, report)

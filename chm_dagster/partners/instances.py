@@ -235,6 +235,7 @@ def _capabilities(one: Instance) -> Capabilities:
         gives_errors=bool(rest.runs.error) or rest.enrich is not None,
         gives_rows=bool(rest.runs.rows) or rest.enrich is not None,
         finds_deletions=rest.lookup is not None,
+        looks_further=rest.enrich is not None,
         lists_pipelines=rest.discover is not None,
         retention_days=rest.retention_days,
         requests_per_minute=rest.requests_per_minute,

@@ -1,13 +1,13 @@
 """What ingestion asks of a partner, whatever its platform."""
 
 import dataclasses
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
 from chm_dagster.domain.inventory import PipelineType, Platform
-from chm_dagster.domain.runs import Observation, OpenRun, Rejection
+from chm_dagster.domain.runs import Observation, OpenRun, Rejection, ToldRun
 from chm_dagster.errors import PartnerError
 
 
@@ -16,12 +16,13 @@ class Target:
     """A pipeline to ask for. `since` is its watermark in the partner's time; None asks for all of its history.
 
     `open_runs` are the runs that the ledger believes unfinished: a feed that can tell says of each of them what became
-    of it, also if it is no longer there.
+    of it, also if it is no longer there. `told` are runs that ended lately, by run id.
     """
 
     external_id: str
     since: datetime | None
     open_runs: tuple[OpenRun, ...] = ()
+    told: Mapping[str, ToldRun] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ class Capabilities:
     """What a partner's API can tell. `scope` is what one sweep covers: the account, a list of ids, one pipeline.
 
     `reopens`: a finished run may run again under its id. `finds_deletions`: an unfinished run that vanished is told of
-    as gone. `retention_days`: how long the partner keeps runs; an outage longer than that leaves a gap.
+    as gone. `looks_further`: errors or rows cost requests of their own, which what is known already saves.
+    `retention_days`: how long the partner keeps runs; an outage longer than that leaves a gap.
     """
 
     scope: Literal["account", "ids", "pipeline"] = "pipeline"
@@ -108,6 +110,7 @@ class Capabilities:
     gives_errors: bool = False
     gives_rows: bool = False
     finds_deletions: bool = False
+    looks_further: bool = False
     lists_pipelines: bool = False
     retention_days: int | None = None
     requests_per_minute: float | None = None

@@ -20,13 +20,14 @@ STRAGGLER = timedelta(hours=1)
 
 
 def merged(targets: Sequence[Target]) -> list[Target]:
-    """Each external id once, with its earliest `since` (None is the earliest of all) and all of its open runs."""
+    """Each external id once, with its earliest `since` (None is the earliest of all) and all of its known runs."""
     by_id: dict[str, Target] = {}
     for target in targets:
         known = by_id.get(target.external_id, target)
         since = min(known.since, target.since) if known.since and target.since else None
         open_runs = {run.external_run_id: run for run in (*known.open_runs, *target.open_runs)}
-        by_id[target.external_id] = Target(target.external_id, since, tuple(open_runs.values()))
+        told = {**known.told, **target.told}
+        by_id[target.external_id] = Target(target.external_id, since, tuple(open_runs.values()), told)
     return list(by_id.values())
 
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 Send = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -21,6 +21,8 @@ class Request:
 
     target: str
     headers: Mapping[str, str]
+    method: str = "GET"
+    body: bytes = b""
 
     @property
     def path(self) -> str:
@@ -28,7 +30,16 @@ class Request:
 
     @property
     def query(self) -> dict[str, str]:
-        return dict(parse_qsl(urlsplit(self.target).query))
+        return dict(parse_qsl(urlsplit(self.target).query, keep_blank_values=True))
+
+    @property
+    def lists(self) -> dict[str, list[str]]:
+        """The query, where a parameter may stand several times."""
+        return parse_qs(urlsplit(self.target).query, keep_blank_values=True)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body) if self.body else None
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ class FaultServer:
         self.connections += 1
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
-                reply = self._received(await reader.readuntil(b"\r\n\r\n"))
+                reply = await self._received(reader, await reader.readuntil(b"\r\n\r\n"))
                 self.open_now += 1
                 self.most_open = max(self.most_open, self.open_now)
                 try:
@@ -85,10 +96,12 @@ class FaultServer:
         writer.close()
         self._tasks.discard(task)
 
-    def _received(self, head: bytes) -> Reply:
+    async def _received(self, reader: asyncio.StreamReader, head: bytes) -> Reply:
         line, *rest = head.decode("latin-1").strip().split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (item.partition(":") for item in rest)}
-        request = Request(line.split(" ")[1], headers)
+        method, target, _ = line.split(" ")
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        request = Request(target, headers, method, body)
         self.requests.append(request)
         return self.answer(request)
 

@@ -32,14 +32,6 @@ from chm_dagster_tests.partners.http_setup import TOKEN, partner_http
 GOOD = json_reply({"runs": []})
 
 
-@pytest.fixture
-def all_logs(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.DEBUG)
-    for name in ("httpx", "httpcore", "hpack"):
-        caplog.set_level(logging.DEBUG, logger=name)
-    return caplog
-
-
 def targets_of(*paths: list[str], params: dict[str, str] | None = None) -> list[str]:
     async def scene() -> list[str]:
         async with FaultServer(in_turn(GOOD)) as server, partner_http(server.base_url + "/") as http:

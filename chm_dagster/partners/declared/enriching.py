@@ -66,6 +66,12 @@ class BudgetedEnricher:
         self._known: dict[str, dict[Hashable, Any]] = {"error": {}, "rows": {}}
         self._failures = 0
 
+    def remember(self, record: Mapping[str, Any], error: str | None, rows: int | None) -> None:
+        """This is known of the run already: it need not be asked for, and must not be lost either."""
+        for what, value in (("error", error), ("rows", rows)):
+            if value is not None:
+                self._known[what][self._lookup.key(record)] = value
+
     async def enrich(self, records: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
         """The same records in the same order, with what was found out about them. Never raises PartnerError."""
         runs = [record for _, record in records if isinstance(record, dict)]

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,6 +25,10 @@ _BAD_LIST = (400, 404, 422)
 
 class Enricher(Protocol):
     """Adds to the records of one sweep what the lists of runs do not hold: errors first, within a budget."""
+
+    def remember(self, record: Mapping[str, Any], error: str | None, rows: int | None) -> None:
+        """This is known of the run already."""
+        ...
 
     async def enrich(self, records: Records) -> Records:
         """The same records in the same order. Never raises PartnerError."""
@@ -49,7 +53,7 @@ class RestFeed:
         enricher: Callable[[PartnerHttp], Enricher] | None = None,
     ) -> None:
         self.overlap = overlap
-        self._api = Api(rest, http, Asking(rest, http.connection, options), Reader(rest.runs))
+        self._api = Api(rest, http, Asking(rest, http.connection, options), Reader(rest))
         self._history = history
         self._enricher = enricher
 
@@ -88,8 +92,11 @@ class RestFeed:
         try:
             async for answer, records in sweep.records():
                 kept = [(owner, record) for owner, record in records if self._api.reader.is_run(record)]
+                if kept and enricher is not None:
+                    self._remind(enricher, unit, kept, answer.observed_at)
+                    kept = await enricher.enrich(kept)
                 if kept:
-                    yield Page(await enricher.enrich(kept) if enricher else kept, answer.observed_at)
+                    yield Page(kept, answer.observed_at)
             for gone in sweep.gone:
                 yield gone
         except PartnerError as error:
@@ -102,6 +109,14 @@ class RestFeed:
         else:
             yield self._done(sweep, unit)
         sweep.sorter.report(self._api.http.connection)
+
+    def _remind(self, enricher: Enricher, unit: Unit, records: Records, observed_at: datetime) -> None:
+        """Tell the enricher what the ledger knows of these very ends of these runs."""
+        told = {(t.external_id, run_id): known for t in unit.targets for run_id, known in t.told.items()}
+        for owner, record in records:
+            known = told.get((owner, self._api.reader.run_id(record) or ""))
+            if known is not None and self._api.reader.finished_at(record, observed_at) == known.finished_at:
+                enricher.remember(record, known.error_message, known.rows_processed)
 
     def _done(self, sweep: UnitSweep, unit: Unit) -> Done:
         end, until = done(unit.external_ids, sweep.first, self.overlap), sweep.asked_until
