@@ -18,7 +18,7 @@ from chm_dagster_tests.real_partners.server import Word, Words, ask, moment, wai
 HERE = Path(__file__).parent / "airflow"
 FLEET = [f"fleet_{number:04}" for number in range(1_000)]
 BUSY = "busy"
-BUSY_RUNS = 260
+BUSY_RUNS = 260  # three pages
 LIFECYCLE = ("succeeds", "fails", "runs_long", "skips", "stumbles", "recovers")
 STATUS = {"queued": "running", "running": "running", "success": "success", "failed": "failed"}
 
@@ -74,6 +74,9 @@ class Airflow:
 
     def delete(self, dag_id: str, run_id: str) -> None:
         ask(self.client, "DELETE", self._path(dag_id, run_id))
+
+    def delete_dag(self, dag_id: str) -> None:
+        ask(self.client, "DELETE", f"/api/v2/dags/{dag_id}")
 
     def _path(self, dag_id: str, run_id: str) -> str:
         return f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"

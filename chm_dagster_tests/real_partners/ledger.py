@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+import re
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
@@ -18,10 +20,8 @@ from chm_dagster_tests.real_partners.server import RealServer, Word, Words, diff
 
 TRIES = 8
 
-_WORDS = """
-SELECT p.external_id, r.external_run_id, r.status, r.started_at, r.finished_at
-FROM runs AS r JOIN pipelines AS p ON p.id = r.pipeline_id
-"""
+BEFORE_ALL = datetime(2020, 1, 1, tzinfo=UTC)
+_ROWS = "SELECT p.external_id, r.* FROM runs AS r JOIN pipelines AS p ON p.id = r.pipeline_id"
 _VERSIONS = "SELECT id::text, xmin::text, ctid::text FROM runs"
 
 
@@ -37,7 +37,7 @@ class Ledger:
     def follow(self, platform: Platform, external_ids: Iterable[str]) -> None:
         """Put pipelines into the inventory."""
         new = [
-            NewPipeline("Acme", "acme", name, name.replace("_", "-"), platform, PipelineType.INGESTION, name)
+            NewPipeline("Acme", "acme", name, slug_of(name), platform, PipelineType.INGESTION, name)
             for name in external_ids
         ]
         add_pipelines(self.engine, new)
@@ -60,14 +60,38 @@ class Ledger:
         with self.engine.begin() as connection:
             connection.execute(sa.text("UPDATE pipelines SET synced_through = :now"), {"now": datetime.now(UTC)})
 
+    def told(self, external_id: str, run_id: str | None = None) -> Any:
+        """The row of this run, or of the pipeline's only one."""
+        query = sa.text(f"{_ROWS} WHERE p.external_id = :id AND r.external_run_id = coalesce(:run, r.external_run_id)")
+        with self.engine.connect() as connection:
+            return connection.execute(query, {"id": external_id, "run": run_id}).one()
+
     def words(self) -> Words:
         with self.engine.connect() as connection:
-            return {(row[0], row[1]): Word(*row[2:]) for row in connection.execute(sa.text(_WORDS))}
+            rows = connection.execute(sa.text(_ROWS)).all()
+        return {(r.external_id, r.external_run_id): Word(r.status, r.started_at, r.finished_at) for r in rows}
 
     def versions(self) -> frozenset[tuple[str, ...]]:
         """Every row version: an update of a row, even to what it was, makes a new one."""
         with self.engine.connect() as connection:
             return frozenset(tuple(row) for row in connection.execute(sa.text(_VERSIONS)))
+
+
+def slug_of(name: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", name)
+
+
+def discover(partner: Partner) -> set[str]:
+    """External ids of all pipelines that the partner lists."""
+
+    async def ask() -> set[str]:
+        feed: Any = partner.open_feed()
+        try:
+            return {pipeline.external_id for pipeline in await feed.discover()}
+        finally:
+            await feed.aclose()
+
+    return asyncio.run(ask())
 
 
 def check(partner: Partner) -> Probe:
@@ -103,6 +127,16 @@ def _remembered(known: Words, server: Words) -> Words:
     return {
         key: Word("canceled", word.started_at, None) if word.status == "running" else word for key, word in gone.items()
     }
+
+
+def assert_read_page_by_page(server: RealServer, ledger: Ledger, external_id: str) -> None:
+    """All of one pipeline's history, asked for on its own, is what the ledger has already."""
+    report = ledger.sweep([f"acme/{slug_of(external_id)}"], since=BEFORE_ALL)
+    there = sum(owner == external_id for owner, _ in server.words())
+    assert there > 250
+    # Pages may overlap by a few runs, which then are older news of the same sweep.
+    counts = {name: report.total(name) for name in ("inserted", "updated", "unchanged")}
+    assert counts == {"inserted": 0, "updated": 0, "unchanged": there}
 
 
 def assert_nothing_to_write(ledger: Ledger) -> None:

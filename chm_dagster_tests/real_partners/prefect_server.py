@@ -99,6 +99,16 @@ class Prefect:
         run_id: str = self._filter(query)[0]["id"]
         return run_id
 
+    def running(self, name: str) -> str:
+        """The id of this deployment's only run that is running."""
+        query = {
+            "deployments": {"id": {"any_": [self.deployments[name]]}},
+            "flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}},
+        }
+        (run,) = self._filter(query)
+        run_id: str = run["id"]
+        return run_id
+
     def _filter(self, query: dict[str, Any]) -> list[dict[str, Any]]:
         runs: list[dict[str, Any]] = ask(self.client, "POST", "/flow_runs/filter", json=query).json()
         return runs

@@ -11,11 +11,15 @@ _OF_THE_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"
 
 
 class Proxy:
-    """`base_url` answers like the server behind it; `requests` lists, as `METHOD path`, what was asked since `reset`."""
+    """`base_url` answers like the server behind it; `requests` lists, as `METHOD path`, what was asked since `reset`.
+
+    Paths with the text `broken` in them are answered with 500.
+    """
 
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url
         self.requests: list[str] = []
+        self.broken: str | None = None
 
     def reset(self) -> None:
         self.requests.clear()
@@ -33,6 +37,11 @@ def counting_proxy(target: str) -> Iterator[Proxy]:
                 proxy.requests.append(f"{self.command} {self.path}")
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 headers = {k: v for k, v in self.headers.items() if k.lower() not in _OF_THE_HOP}
+                if proxy.broken is not None and proxy.broken in self.path:
+                    self.send_response_only(500)
+                    self.send_header("content-length", "0")
+                    self.end_headers()
+                    return
                 with client.stream(self.command, self.path, content=body, headers=headers) as answer:
                     data = b"".join(answer.iter_raw())
                 self.send_response_only(answer.status_code)

@@ -10,7 +10,14 @@ import sqlalchemy as sa
 from chm_dagster.domain.inventory import Platform
 from chm_dagster.ingestion.landing import LandingZone
 from chm_dagster_tests.real_partners.airflow_server import BUSY, BUSY_RUNS, FLEET, LIFECYCLE, Airflow, airflow
-from chm_dagster_tests.real_partners.ledger import Ledger, assert_nothing_to_write, check, sweep_and_compare
+from chm_dagster_tests.real_partners.ledger import (
+    Ledger,
+    assert_nothing_to_write,
+    assert_read_page_by_page,
+    check,
+    discover,
+    sweep_and_compare,
+)
 from chm_dagster_tests.real_partners.partners import CONNECTION, partner_of
 from chm_dagster_tests.real_partners.proxy import Proxy, counting_proxy
 
@@ -73,14 +80,17 @@ def test_the_first_sweep_knows_every_run_of_every_dag(server: Airflow, ledger: L
     report = sweep_and_compare(server, ledger)
     assert report.total("inserted") == BUSY_RUNS + len(FLEET) + len(LIFECYCLE)
     assert_nothing_to_write(ledger)
+    assert_read_page_by_page(server, ledger, BUSY)
+
+
+def test_discovery_lists_every_dag(ledger: Ledger) -> None:
+    assert discover(ledger.partners[CONNECTION]) == {*LIFECYCLE, BUSY, *FLEET}
 
 
 def test_failures_say_why_and_successes_how_many_rows(ledger: Ledger) -> None:
-    with ledger.engine.connect() as connection:
-        query = "SELECT p.external_id, r.error_message, r.rows_processed FROM runs r JOIN pipelines p ON p.id = r.pipeline_id WHERE r.external_run_id = 'first'"
-        told = {row[0]: (row[1], row[2]) for row in connection.execute(sa.text(query))}
-    assert "the orders table is locked" in told["fails"][0]
-    assert told["succeeds"] == (None, 1234)
+    assert ledger.told("fails").error_message == "task boom: ValueError: the orders table is locked"
+    assert ledger.told("succeeds").error_message is None
+    assert ledger.told("succeeds").rows_processed == 1234
 
 
 def test_a_quiet_server_with_a_thousand_dags_is_swept_in_five_requests(ledger: Ledger, proxy: Proxy) -> None:
@@ -155,6 +165,18 @@ def be_deleted(server: Airflow) -> None:
     server.delete(BUSY, server.history[1])
 
 
+def wait_in_a_paused_dag(server: Airflow) -> None:
+    server.trigger(BUSY, "waits")
+
+
+def be_deleted_while_waiting(server: Airflow) -> None:
+    server.delete(BUSY, "waits")
+
+
+def be_deleted_with_its_dag(server: Airflow) -> None:
+    server.delete_dag(FLEET[-1])
+
+
 def come_back_under_a_deleted_id(server: Airflow) -> None:
     server.delete("succeeds", "first")
     server.trigger("succeeds", "first")
@@ -175,6 +197,9 @@ def come_back_under_a_deleted_id(server: Airflow) -> None:
         wait_for_tomorrow,
         end_without_a_start,
         be_deleted,
+        wait_in_a_paused_dag,
+        be_deleted_while_waiting,
+        be_deleted_with_its_dag,
         come_back_under_a_deleted_id,
     ],
 )

@@ -2,22 +2,26 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from chm_dagster.domain.inventory import Platform
 from chm_dagster.ingestion.landing import LandingZone
-from chm_dagster_tests.real_partners.dagster_server import BUSY, BUSY_RUNS, LIFECYCLE, Dagster, dagster
-from chm_dagster_tests.real_partners.ledger import Ledger, assert_nothing_to_write, check, sweep_and_compare
+from chm_dagster_tests.real_partners.dagster_server import BUSY, BUSY_RUNS, LIFECYCLE, Dagster, dagster, external_id
+from chm_dagster_tests.real_partners.ledger import (
+    BEFORE_ALL,
+    Ledger,
+    assert_nothing_to_write,
+    assert_read_page_by_page,
+    check,
+    discover,
+    sweep_and_compare,
+)
 from chm_dagster_tests.real_partners.partners import CONNECTION, partner_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.partners]
-
-BEFORE_IT_BEGAN = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,7 @@ def server() -> Iterator[Dagster]:
 def ledger(server: Dagster, ledger_engine: sa.Engine, landings: LandingZone, config_folder: Path) -> Ledger:
     """Every job of the server, not yet swept."""
     ledger = Ledger(ledger_engine, landings, partner_of(config_folder, "dagster", server.base_url), CONNECTION)
-    ledger.follow(Platform.DAGSTER, [*LIFECYCLE, BUSY])
+    ledger.follow(Platform.DAGSTER, map(external_id, [*LIFECYCLE, BUSY]))
     return ledger
 
 
@@ -52,30 +56,29 @@ def test_check_tells_wrong_addresses_apart(server: Dagster, config_folder: Path)
     assert len({detail for _, detail in refusals}) == 2, refusals
 
 
+def test_discovery_lists_every_job(server: Dagster, config_folder: Path) -> None:
+    listed = discover(partner_of(config_folder, "dagster", server.base_url)[CONNECTION])
+    assert listed == {f"jobs.py/{job}" for job in (*LIFECYCLE, BUSY)}
+
+
 def test_the_first_sweep_knows_every_run_of_every_job(server: Dagster, ledger: Ledger) -> None:
     report = sweep_and_compare(server, ledger)
     assert report.total("inserted") == BUSY_RUNS + len(LIFECYCLE)
     assert_nothing_to_write(ledger)
+    assert_read_page_by_page(server, ledger, BUSY)
 
 
 def test_failures_say_why(ledger: Ledger) -> None:
-    assert "the orders table is locked" in told(ledger, "fails").error_message
-    assert told(ledger, "succeeds").error_message is None
+    assert "the orders table is locked" in ledger.told("jobs.py/fails").error_message
+    assert ledger.told("jobs.py/succeeds").error_message is None
 
 
 def test_rows_are_counted_where_somebody_wants_to_know(server: Dagster, ledger: Ledger, config_folder: Path) -> None:
-    assert told(ledger, "succeeds").rows_processed is None
+    assert ledger.told("jobs.py/succeeds").rows_processed is None
     partners = partner_of(config_folder, "dagster", server.base_url, count_rows=True)
     counting = Ledger(ledger.engine, ledger.landings, partners, CONNECTION)
-    assert counting.sweep(["acme/succeeds"], since=BEFORE_IT_BEGAN).total("updated") == 1
-    assert told(ledger, "succeeds").rows_processed == 1234
-
-
-def told(ledger: Ledger, job: str) -> Any:
-    """What the ledger has on the only run of a job."""
-    query = sa.text("SELECT r.* FROM runs r JOIN pipelines p ON p.id = r.pipeline_id WHERE p.external_id = :job")
-    with ledger.engine.connect() as connection:
-        return connection.execute(query, {"job": job}).one()
+    assert counting.sweep(["acme/jobs-py-succeeds"], since=BEFORE_ALL).total("updated") == 1
+    assert ledger.told("jobs.py/succeeds").rows_processed == 1234
 
 
 # Each way in which runs can come, change and go, and the state in which they then rest.

@@ -9,13 +9,20 @@ import sqlalchemy as sa
 
 from chm_dagster.domain.inventory import Platform
 from chm_dagster.ingestion.landing import LandingZone
-from chm_dagster_tests.real_partners.ledger import Ledger, assert_nothing_to_write, check, sweep_and_compare
+from chm_dagster_tests.real_partners.ledger import (
+    Ledger,
+    assert_nothing_to_write,
+    assert_read_page_by_page,
+    check,
+    discover,
+    sweep_and_compare,
+)
 from chm_dagster_tests.real_partners.partners import CONNECTION, partner_of
 from chm_dagster_tests.real_partners.prefect_server import LIFECYCLE, Prefect, hourly_from, prefect
 
 pytestmark = [pytest.mark.slow, pytest.mark.partners]
 
-BUSY_RUNS = 260
+BUSY_RUNS = 260  # two pages
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +68,25 @@ def test_check_tells_password_and_address_apart(server: Prefect, config_folder: 
     assert len({detail for _, detail in refusals}) == 3, refusals
 
 
+def test_discovery_lists_every_deployment(server: Prefect, ledger: Ledger) -> None:
+    assert discover(ledger.partners[CONNECTION]) == set(server.deployments.values())
+
+
 def test_the_first_sweep_knows_every_run_of_every_deployment(server: Prefect, ledger: Ledger) -> None:
     report = sweep_and_compare(server, ledger)
     assert report.total("inserted") == BUSY_RUNS + len(LIFECYCLE)
     assert_nothing_to_write(ledger)
+    assert_read_page_by_page(server, ledger, server.deployments["busy"])
 
 
 def test_failures_say_why(server: Prefect, ledger: Ledger) -> None:
-    with ledger.engine.connect() as connection:
-        query = "SELECT p.external_id, r.error_message FROM runs r JOIN pipelines p ON p.id = r.pipeline_id"
-        told = {row[0]: row[1] for row in connection.execute(sa.text(query))}
-    assert "the orders table is locked" in told[server.deployments["fails"]]
-    assert "exceeded timeout" in told[server.deployments["times-out"]]
-    assert "SIGKILL" in told[server.deployments["crashes"]]
-    assert told[server.deployments["stumbles"]] is None
+    def error(flow: str) -> str:
+        return str(ledger.told(server.deployments[flow]).error_message)
+
+    assert "the orders table is locked" in error("fails")
+    assert "exceeded timeout" in error("times-out")
+    assert "SIGKILL" in error("crashes")
+    assert error("stumbles") == "None"
 
 
 # Each way in which a run that the ledger knows can change, and the state in which it then rests.
@@ -135,6 +147,14 @@ def be_deleted(server: Prefect) -> None:
     server.delete(server.first("succeeds"))
 
 
+def start_for_good(server: Prefect) -> None:
+    server.trigger("hourly", "RUNNING")
+
+
+def be_deleted_while_running(server: Prefect) -> None:
+    server.delete(server.running("hourly"))
+
+
 @pytest.mark.parametrize(
     "happening",
     [
@@ -149,6 +169,8 @@ def be_deleted(server: Prefect) -> None:
         start_ahead_of_its_schedule,
         be_called_off_before_its_time,
         be_deleted,
+        start_for_good,
+        be_deleted_while_running,
     ],
 )
 def test_a_run_may(happening: Callable[[Prefect], None], server: Prefect, ledger: Ledger) -> None:
