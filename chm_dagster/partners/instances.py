@@ -1,7 +1,7 @@
 """From a connection in partners.yaml to a partner that can be asked."""
 
 import dataclasses
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +9,6 @@ from chm_dagster.domain.inventory import Platform
 from chm_dagster.errors import AuthError, ConfigError, PartnerError
 from chm_dagster.partners.addresses import checked_base
 from chm_dagster.partners.connections_file import Connection, PartnersFile
-from chm_dagster.partners.credentials import Credentials
 from chm_dagster.partners.declared.feed import RestFeed
 from chm_dagster.partners.declared.mapping import RestMapping
 from chm_dagster.partners.declared.model import FixedAuth, NoAuth, Option, Rest
@@ -131,12 +130,15 @@ def _second_defaults(found: Sequence[Instance]) -> Iterator[tuple[str, str]]:
             yield one.name, f"{first[one.platform]} is the default of platform {one.platform.value} already"
 
 
-def partner(one: Instance, variables: Mapping[str, str]) -> Partner:
+MakeHttp = Callable[..., PartnerHttp]
+
+
+def partner(one: Instance, variables: Mapping[str, str], make_http: MakeHttp = PartnerHttp) -> Partner:
     """The connection as ingestion sees it; `variables` are the environment's. Makes no request."""
 
     def open_feed() -> RunFeed:
         try:
-            return _feed(one, variables)
+            return _feed(one, variables, make_http)
         except ConfigError as error:
             # It fails this connection and not the others.
             return UnusableFeed(AuthError(str(error)))
@@ -162,7 +164,7 @@ def _variable(one: Instance, name: str, field: str, variables: Mapping[str, str]
     return value
 
 
-def _feed(one: Instance, variables: Mapping[str, str]) -> RunFeed:
+def _feed(one: Instance, variables: Mapping[str, str], make_http: MakeHttp) -> RunFeed:
     connection = one.connection
     base_url = _base_url(one, variables)
     secrets = {n: _variable(one, v, f"credentials.{n}", variables) for n, v in connection.credentials.items()}
@@ -171,17 +173,14 @@ def _feed(one: Instance, variables: Mapping[str, str]) -> RunFeed:
     prover = Prover(one.name, secrets, sorted(connection.credentials.values()), one.settings, policy)
     credentials = None if way is None else prover.credentials(way)
     if one.rest is None:
-        http = PartnerHttp(one.name, base_url, credentials=credentials, policy=policy)
-        return GenericFeed(http, overlap=_overlap(one))
-    return _rest_feed(one, one.rest, base_url, credentials, policy)
-
-
-def _rest_feed(
-    one: Instance, rest: Rest, base_url: str, credentials: Credentials | None, policy: HttpPolicy
-) -> RunFeed:
+        return GenericFeed(make_http(one.name, base_url, credentials=credentials, policy=policy), overlap=_overlap(one))
     known = {f"options.{name}": value for name, value in one.settings.items() if value is not None}
-    headers = render({**rest.headers}, known) if rest.headers else {}
-    http = PartnerHttp(one.name, base_url, credentials=credentials, headers=headers, policy=policy)
+    headers = render({**one.rest.headers}, known) if one.rest.headers else {}
+    http = make_http(one.name, base_url, credentials=credentials, headers=headers, policy=policy)
+    return _rest_feed(one, one.rest, http)
+
+
+def _rest_feed(one: Instance, rest: Rest, http: PartnerHttp) -> RunFeed:
     days = one.connection.history_days or rest.history_days
     return RestFeed(
         rest,

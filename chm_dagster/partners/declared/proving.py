@@ -88,6 +88,7 @@ class Prover:
             answer = await transport(ask)
         else:
             url = str(render(login.url, self._values))
-            async with PartnerHttp(self._connection, url, policy=self._policy) as elsewhere:
+            nobody = Fixed(hint=self._hint)
+            async with PartnerHttp(self._connection, url, credentials=nobody, policy=self._policy) as elsewhere:
                 answer = await elsewhere.ask_unproven(ask)
         return next(iter(find(answer.body, login.token)), None)
