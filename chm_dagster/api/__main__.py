@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prometheus_client import disable_created_metrics
+
 from chm_dagster.api import logs
 from chm_dagster.api.app import POOL_SIZE, create_app
 from chm_dagster.api.serving import base_url, bind, serve
@@ -24,6 +26,7 @@ STATEMENT_SECONDS = 30
 def main() -> int:
     """Serve until a signal comes. Returns 2, after a line on stderr for each problem, if it cannot start."""
     logs.configure()
+    disable_created_metrics()
     environ = os.environ  # noqa: TID251 - an entry point
     try:
         settings = Settings.from_env(environ, root=ROOT)

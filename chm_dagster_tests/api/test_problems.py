@@ -158,7 +158,7 @@ def test_a_database_that_does_not_answer_is_503_with_a_time_to_come_back() -> No
             answer = api.request(method, path, json=body)
             refused(answer, 503)
             assert int(answer.headers["retry-after"]) > 0
-            assert not {"someuser", "somedb", "127.0.0.1"} & set(answer.text.replace('"', " ").split())
+            assert not any(word in answer.text for word in ("someuser", "somedb", "127.0.0.1"))
         refused(api.post("/api/v1/clients", json={"name": ""}), 400)
 
 
