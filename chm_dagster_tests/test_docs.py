@@ -21,6 +21,7 @@ from chm_dagster.api.serving import serve_in_thread
 from chm_dagster.cli.main import app
 from chm_dagster.local.postgres import _programs
 from chm_dagster.settings import Settings
+from chm_dagster.warehouse.contract import queries
 from chm_dagster.warehouse.warehouse import Warehouse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +30,20 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("cont
 OPERATIONS = ROOT / "docs" / "operations.md"
 CHM: Any = typer.main.get_command(app)
 
-OTHERS_PROGRAMS = {"cp", "chmod", "git", "docker", "export", "pg_dump", "pg_restore", "psql", "uv", "curl", "tail"}
+OTHERS_PROGRAMS = {
+    "cp",
+    "chmod",
+    "git",
+    "docker",
+    "export",
+    "pg_dump",
+    "pg_restore",
+    "psql",
+    "uv",
+    "curl",
+    "tail",
+    "awk",
+}
 """Programs that pages call and that are not ours to prove."""
 NOT_SETTINGS = {"CHM_STACK_ID", "CHM_POSTGRES_PASSWORD"}
 """A mark on processes, and a password that compose alone knows."""
@@ -295,6 +309,16 @@ def test_a_backup_made_as_the_page_says_brings_both_databases_back(tmp_path: Pat
         sh("chm db stop")
 
 
+def test_a_query_runs_by_hand_as_the_contracts_page_says(database_url: str, tmp_path: Path) -> None:
+    (script,) = blocks((ROOT / "contracts" / "README.md").read_text(encoding="utf-8"), "sh")
+    own = {settings.DATABASE_URL: database_url, settings.DAGSTER_DATABASE_URL: database_url}
+    environment = {**os.environ, **own, "PATH": f"{_programs(18)}:{PROGRAMS}:{os.environ['PATH']}"}
+    script = script.replace("contracts/", f"{ROOT}/contracts/")
+    done = subprocess.run(["sh", "-ec", script], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "failing_since" in done.stdout and not done.stderr
+
+
 # --- links -----------------------------------------------------------------------------------------------------------------
 
 
@@ -372,6 +396,11 @@ def test_exactly_the_checks_that_exist_are_explained() -> None:
     for options, name in checks:
         is_gate = "blocking=True" in options and "asset=RUNS" in options
         assert is_gate == (f"`{name}` (gate)" in rows), name
+
+
+def test_exactly_the_queries_that_exist_are_listed() -> None:
+    page = (ROOT / "contracts" / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(queries())
 
 
 def decisions() -> dict[str, Path]:
