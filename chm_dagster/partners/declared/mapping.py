@@ -22,6 +22,10 @@ _PERIOD = re.compile(
 )
 
 
+_CLOCKS_DIFFER = timedelta(minutes=1)
+"""A time that is no further ahead of our clock than this is not taken for one that is still to come."""
+
+
 class StatusWords:
     """What the status words of one API mean."""
 
@@ -138,7 +142,7 @@ class RestMapping:
         if started is None:
             # Stands in for the start where it orders runs, but the time in the queue is no part of the duration.
             waiting = self._newest(record, runs.waiting, None)
-            started = waiting if waiting is not None and waiting <= observed_at else None
+            started = waiting if waiting is not None and waiting <= observed_at + _CLOCKS_DIFFER else None
         if started is None and finished is None and done:
             raise InputError(runs.started[0], "missing, as is the finish; a finished run needs one of them")
         return started, finished, duration
