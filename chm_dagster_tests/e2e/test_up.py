@@ -142,6 +142,10 @@ def test_from_an_empty_home_to_a_ticking_schedule_and_back_and_on(
     assert until(lambda: swept_by_schedule(ui), 150), "the schedule did not tick by itself"
     daemons = state(ui)["instance"]["daemonHealth"]["allDaemonStatuses"]
     assert all(daemon["healthy"] for daemon in daemons if daemon["required"])
+    api = f"http://127.0.0.1:{ports['CHM_API_PORT']}"
+    assert f"API              {api}/docs" in "".join(first.lines)
+    assert httpx.get(f"{api}/readyz", trust_env=False).status_code == 200
+    assert len(httpx.get(f"{api}/api/v1/health/latest", trust_env=False).json()["items"]) == 24
 
     second = subprocess.run(
         [sys.executable, "-m", "chm_dagster.cli.main", "up"],
@@ -170,12 +174,13 @@ def test_from_an_empty_home_to_a_ticking_schedule_and_back_and_on(
     assert until(lambda: processes_of(home) == [], 20), processes_of(home)
 
 
-def test_a_port_in_use_is_one_line_that_names_the_setting(tmp_path: Path, ports: dict[str, int]) -> None:
+@pytest.mark.parametrize("setting", ["CHM_UI_PORT", "CHM_API_PORT"])
+def test_a_port_in_use_is_one_line_that_names_the_setting(tmp_path: Path, ports: dict[str, int], setting: str) -> None:
     with socket.socket() as other:
-        other.bind(("127.0.0.1", ports["CHM_UI_PORT"]))
+        other.bind(("127.0.0.1", ports[setting]))
         other.listen()
         one = Up(tmp_path / "home", ports)
         assert one.process.wait(60) == 2
-    one.wait_for("set CHM_UI_PORT to a free one")
+    one.wait_for(f"set {setting} to a free one")
     assert not any("Traceback" in line for line in one.lines)
     assert processes_of(tmp_path / "home") == []
