@@ -16,7 +16,7 @@ from chm_dagster.local.files import tail
 from chm_dagster.local.supervisor import Child, Supervisor
 
 ROOT = Path(__file__).parents[2]
-READY_SECONDS = 120.0
+READY_SECONDS = 240.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

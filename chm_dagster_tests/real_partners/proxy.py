@@ -21,6 +21,11 @@ class Proxy:
         self.requests: list[str] = []
         self.broken: str | None = None
 
+    @property
+    def lists_of_runs(self) -> list[str]:
+        """Those of the requests that asked Airflow for a page of runs."""
+        return [request for request in self.requests if "/dagRuns?" in request]
+
     def reset(self) -> None:
         self.requests.clear()
 

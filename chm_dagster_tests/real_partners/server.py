@@ -63,7 +63,7 @@ def ask(
     return answer
 
 
-def wait_until(what: str, met: Callable[[], bool], seconds: float = 90.0) -> None:
+def wait_until(what: str, met: Callable[[], bool], seconds: float = 180.0) -> None:
     """Ask again and again until it is so; fail, naming it, if it takes longer."""
     deadline = time.monotonic() + seconds
     while not met():

@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
-from chm_dagster.errors import AuthError, PartnerError
+from chm_dagster.errors import AuthError, PartnerError, SchemaDrift
 from chm_dagster.partners.declared.asking import Asking
 from chm_dagster.partners.declared.model import Discover, Request, Rest, Version
 from chm_dagster.partners.declared.pager import Pager
@@ -94,8 +94,10 @@ async def _version(rest: Rest, spec: Version, asking: Asking, http: PartnerHttp)
             answer = await http.ask(ask)
     except AuthError as error:
         return Finding("auth", False, str(error))
-    except Refused as error:
-        hint = "is base_url right?" if error.status == 404 else ""
+    except (Refused, SchemaDrift) as error:
+        # Many servers show their pages, and not 404, wherever there is nothing else.
+        lost = isinstance(error, SchemaDrift) or error.status == 404
+        hint = "is base_url right?" if lost else ""
         return Finding(
             "version", False, f"{error}; this is not {rest.title}, or not at this address; {hint}".rstrip("; ")
         )
