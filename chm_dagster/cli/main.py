@@ -5,6 +5,7 @@ gate is closed, a row was rejected, a dry run would change something); 2 it coul
 wrong, the thing does not exist, the database does not answer); 130 Ctrl-C.
 """
 
+import os
 import sys
 from importlib.metadata import version
 
@@ -78,7 +79,6 @@ def main() -> None:
     """Run a command. Whatever is wrong with it becomes one message without a traceback."""
     try:
         code = app(standalone_mode=False, prog_name="chm")
-        # What is still buffered may find that nobody reads any more; that is no error of ours.
         sys.stdout.flush()
     except InputError as error:
         for field, issue in error.details:
@@ -92,6 +92,10 @@ def main() -> None:
         code = 2
     except (Abort, KeyboardInterrupt):
         code = 130
+    except BrokenPipeError:
+        # Whoever read the answer has gone. Python flushes once more at the end, and must not stumble over it there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     sys.exit(code)
 
 

@@ -320,6 +320,24 @@ def test_a_rule_goes_by_what_it_is_about_its_type_and_whom_it_tells(warehouse: W
     assert len(warehouse.rules.list().items) == 3
 
 
+def test_a_rule_in_a_file_is_the_enabled_one_of_its_kind(warehouse: Warehouse) -> None:
+    take(warehouse, FILE)
+    old = next(rule for rule in warehouse.rules.list().items if rule.threshold == 3)
+    warehouse.rules.disable(old.id)
+    new = warehouse.rules.create(
+        {
+            "pipeline_id": "acme/orders",
+            "rule_type": "failures_in_window",
+            "threshold": 4,
+            "window_minutes": 60,
+            "channel": "email",
+            "destination": "ops@acme.example",
+        }
+    )
+    take(warehouse, FILE.replace("threshold: 3", "threshold: 9"))
+    assert [warehouse.rules.get(rule.id).threshold for rule in (old, new)] == [3, 9]
+
+
 def test_a_rule_twice_in_a_file_is_one_too_many(warehouse: Warehouse) -> None:
     twice = (
         "clients:\n  acme:\n    name: Acme\n    rules:\n"
