@@ -7,6 +7,9 @@ from urllib.parse import quote
 
 from chm_dagster.partners.declared.template import ABSENT, fill, is_name, is_template
 
+_MAX_BITS = 1_701
+"""Of an integer of 512 digits."""
+
 
 @functools.lru_cache(maxsize=4096)
 def _parts(path: str) -> tuple[str, ...]:
@@ -51,12 +54,16 @@ def first(value: Any, paths: Sequence[str]) -> Any:
 def text_of(record: Any, template: str) -> str | None:
     """A template filled from a record; None if a part of it is missing or null."""
 
-    def part(name: str) -> Any:
-        value = next(iter(find(record, name)), None)
-        return ABSENT if value is None or isinstance(value, dict | list) else value
-
-    filled = fill(template, part)
+    filled = fill(template, lambda name: ABSENT if (value := _simple(record, name)) is None else value)
     return None if filled is ABSENT else filled
+
+
+def _simple(record: Any, name: str) -> Any:
+    """The value at a place as part of a text; None for what cannot be one."""
+    value = next(iter(find(record, name)), None)
+    # The digits of a larger integer are refused by Python itself.
+    too_large = isinstance(value, int) and value.bit_length() > _MAX_BITS
+    return None if too_large or isinstance(value, dict | list) else value
 
 
 def word_of(record: Any, word: str) -> Any:
@@ -66,9 +73,9 @@ def word_of(record: Any, word: str) -> Any:
     parts: list[Any] = []
 
     def part(name: str) -> Any:
-        value = next(iter(find(record, name)), None)
+        value = _simple(record, name)
         parts.append(value)
-        return None if isinstance(value, dict | list) else value
+        return value
 
     filled = fill(word, part)
     return filled if any(part is not None for part in parts) else None
@@ -83,8 +90,8 @@ def link_of(record: Any, template: str, ui: str) -> str | None:
     def part(name: str) -> Any:
         if name == "ui":
             return ui
-        value = next(iter(find(record, name)), None)
-        if value is None or isinstance(value, dict | list):
+        value = _simple(record, name)
+        if value is None:
             return ABSENT
         return quote(str(value), safe="", errors="replace")
 
@@ -95,6 +102,5 @@ def link_of(record: Any, template: str, ui: str) -> str | None:
 def identifier(value: Any) -> str | None:
     """An id as text: a text that is not empty, or an integer."""
     if isinstance(value, int) and not isinstance(value, bool):
-        # The digits of a larger one are refused by Python itself.
-        return str(value) if value.bit_length() <= 1_701 else None
+        return str(value) if value.bit_length() <= _MAX_BITS else None
     return value if isinstance(value, str) and value else None
