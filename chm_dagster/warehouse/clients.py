@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
-from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -40,7 +39,7 @@ class Clients:
     def update(self, ref: Ref, changes: Mapping[str, Any]) -> Client:
         """Change `name` or `is_active`. Raises NotFound, InputError, Conflict."""
         with writing(self._engine) as connection:
-            current = _get(connection, ref, lock=True)
+            current = _get(connection, ref)
             wanted = read_changes(changes, CLIENT)
             keep_slug(current.slug, wanted)
             news = {name: value for name, value in wanted.items() if value != getattr(current, name)}
@@ -71,9 +70,8 @@ def keep_slug(current: str, changes: dict[str, Any]) -> None:
         raise InputError("slug", "cannot change: partitions, links and inventory files go by it; change the name")
 
 
-def _get(connection: sa.Connection, ref: Ref | UUID, *, lock: bool = False) -> Client:
-    query = select_client(ref, *_COLUMNS)
-    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+def _get(connection: sa.Connection, ref: Ref) -> Client:
+    row = connection.execute(select_client(ref, *_COLUMNS)).one_or_none()
     if row is None:
         raise unknown_client(ref)
     return Client(*row)

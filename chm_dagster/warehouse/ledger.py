@@ -1,5 +1,6 @@
 """The runs in the ledger: record one, find one, list them, sum them up."""
 
+import functools
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -15,9 +16,9 @@ from chm_dagster.warehouse import paging
 from chm_dagster.warehouse.constraints import reading, writing
 from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.recording import COLUMNS, Outcome, as_run, find, record
-from chm_dagster.warehouse.references import Ref, pipeline_id, select_pipeline, unknown_pipeline
+from chm_dagster.warehouse.references import Ref, pipeline_condition, pipeline_id, unknown_pipeline
 from chm_dagster.warehouse.summary import ClientSummary, client_summary, window
-from chm_dagster.warehouse.tables import pipelines, runs
+from chm_dagster.warehouse.tables import runs
 
 Order = Literal["asc", "desc"]
 Position = tuple[datetime | None, datetime | None, UUID]
@@ -84,17 +85,9 @@ class Runs:
 
     def latest(self, pipeline_ref: Ref) -> Run | None:
         """The latest run of a pipeline, None if it never ran. Raises NotFound."""
-        newest = (
-            sa.select(*COLUMNS)
-            .where(runs.c.pipeline_id == pipelines.c.id)
-            .order_by(*_sorting(runs, "desc"))
-            .limit(1)
-            .correlate(pipelines)
-            .lateral("newest")
-        )
-        query = select_pipeline(pipeline_ref, *newest.c).outerjoin(newest, sa.true())
+        condition, parameters = pipeline_condition(pipeline_ref)
         with reading(self._engine) as connection:
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(_latest(condition), parameters).one_or_none()
         if row is None:
             raise unknown_pipeline(pipeline_ref)
         return None if row.id is None else as_run(row)
@@ -107,6 +100,20 @@ class Runs:
         start, end = window(since, until, datetime.now(UTC))
         with reading(self._engine) as connection:
             return client_summary(connection, client_ref, start, end)
+
+
+@functools.cache
+def _latest(condition: str) -> sa.TextClause:
+    # Text: putting this statement together and into SQL would take several times as long as running it.
+    columns = ", ".join(f"r.{column.name}" for column in COLUMNS)
+    return sa.text(f"""
+        SELECT {columns} FROM pipelines AS p JOIN clients AS c ON c.id = p.client_id
+        LEFT JOIN LATERAL (
+            SELECT * FROM runs WHERE runs.pipeline_id = p.id
+            ORDER BY runs.started_at DESC NULLS LAST, runs.finished_at DESC NULLS LAST, runs.id DESC LIMIT 1
+        ) AS r ON true
+        WHERE {condition}
+    """)  # noqa: S608 - built from constants
 
 
 def _may_be_run_id(text: str) -> bool:

@@ -48,7 +48,7 @@ class Pipelines:
     def update(self, ref: Ref, changes: Mapping[str, Any]) -> Pipeline:
         """Change what is given; None clears a field that may be empty. Raises NotFound, InputError, Conflict."""
         with writing(self._engine) as connection:
-            current = _get(connection, ref, lock=True)
+            current = _get(connection, ref)
             wanted = read_changes(changes, PIPELINE)
             keep_slug(current.slug, wanted)
             whole = {name: wanted.get(name, getattr(current, name)) for name in PIPELINE}
@@ -118,9 +118,8 @@ def _activity(active: bool | None) -> list[sa.ColumnElement[bool]]:
     return [both if active else sa.not_(both)]
 
 
-def _get(connection: sa.Connection, ref: Ref, *, lock: bool = False) -> Pipeline:
-    query = select_pipeline(ref, *_COLUMNS)
-    row = connection.execute(query.with_for_update(of=pipelines) if lock else query).one_or_none()
+def _get(connection: sa.Connection, ref: Ref) -> Pipeline:
+    row = connection.execute(select_pipeline(ref, *_COLUMNS)).one_or_none()
     if row is None:
         raise unknown_pipeline(ref)
     return _pipeline(row)

@@ -15,10 +15,9 @@ Ref = UUID | str
 
 def select_client(ref: Ref, *columns: Any) -> sa.Select[Any]:
     """These columns of the client of this id or slug. A slug may look like an id; then the id comes first."""
-    wanted, text = as_id(ref), str(ref)
+    wanted, slug = as_id(ref), as_slug(ref)
     by_id = [clients.c.id == wanted] if wanted is not None else []
-    # What cannot be a slug is not sent: the driver would choke on a NUL.
-    by_slug = [clients.c.slug == text] if is_slug(text) else []
+    by_slug = [clients.c.slug == slug] if slug is not None else []
     query = sa.select(*columns).where(sa.or_(sa.false(), *by_id, *by_slug)).limit(1)
     return query.order_by((clients.c.id == wanted).desc()) if by_id and by_slug else query
 
@@ -37,6 +36,17 @@ def is_pipeline(ref: Ref) -> sa.ColumnElement[bool]:
     if not is_slug(client) or not is_slug(pipeline):
         return sa.false()
     return sa.and_(clients.c.slug == client, pipelines.c.slug == pipeline)
+
+
+def pipeline_condition(ref: Ref) -> tuple[str, dict[str, Any]]:
+    """The same condition for SQL text over `pipelines AS p` and `clients AS c`, and its parameters."""
+    wanted = as_id(ref)
+    if wanted is not None:
+        return "p.id = :id", {"id": wanted}
+    client, _, pipeline = str(ref).partition("/")
+    if not is_slug(client) or not is_slug(pipeline):
+        return "false", {}
+    return "c.slug = :client AND p.slug = :pipeline", {"client": client, "pipeline": pipeline}
 
 
 def client_id(connection: sa.Connection, ref: Ref) -> UUID:
@@ -73,3 +83,8 @@ def as_id(ref: Ref) -> UUID | None:
         return UUID(ref) if len(ref) == 36 else None
     except ValueError:
         return None
+
+
+def as_slug(ref: Ref) -> str | None:
+    """The slug that a reference may be; None for what cannot be one, and for a NUL, on which the driver would choke."""
+    return str(ref) if is_slug(str(ref)) else None

@@ -45,6 +45,7 @@ class Rules:
     def update(self, rule_id: Ref, changes: Mapping[str, Any]) -> AlertRule:
         """Change what is given; None clears a field that may be empty. Raises NotFound, InputError, Conflict."""
         with writing(self._engine) as connection:
+            # No constraint holds that the pipeline is the client's, so nobody else may change the scope now.
             current = _get(connection, rule_id, lock=True)
             wanted = read_changes(changes, RULE)
             whole = {name: wanted.get(name, getattr(current, name)) for name in RULE}
@@ -59,8 +60,9 @@ class Rules:
     def delete(self, rule_id: Ref) -> None:
         """Delete the rule for good. Raises NotFound."""
         with writing(self._engine) as connection:
-            current = _get(connection, rule_id, lock=True)
-            connection.execute(sa.delete(alert_rules).where(alert_rules.c.id == current.id))
+            gone = connection.execute(sa.delete(alert_rules).where(alert_rules.c.id == as_id(rule_id)))
+            if not gone.rowcount:
+                raise _unknown(rule_id)
 
     def disable(self, rule_id: Ref) -> AlertRule:
         """Keep the rule, but evaluate it no longer. Raises NotFound."""
@@ -120,8 +122,12 @@ def _get(connection: sa.Connection, rule_id: Ref, *, lock: bool = False) -> Aler
     query = sa.select(*_COLUMNS).where(alert_rules.c.id == wanted)
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
-        raise NotFound(f"no alert rule '{shown(rule_id)}'")
+        raise _unknown(rule_id)
     return _rule(row)
+
+
+def _unknown(rule_id: Ref) -> NotFound:
+    return NotFound(f"no alert rule '{shown(rule_id)}'")
 
 
 def _rule(row: sa.Row[Any]) -> AlertRule:

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from chm_dagster.domain.inventory import Pipeline
 from chm_dagster.domain.rules import AlertRule, Channel, RuleType
 from chm_dagster.errors import Conflict, InputError, NotFound
+from chm_dagster.warehouse.constraints import writing
+from chm_dagster.warehouse.rules import Rules
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.factories import T0, rows
-from chm_dagster_tests.warehouse.conftest import at_once
+from chm_dagster_tests.warehouse.conftest import at_once, once_it_waits
 
 RULE = {"client_id": "acme", "rule_type": "on_failure", "channel": "slack", "destination": "#ops"}
 
@@ -137,6 +139,22 @@ def test_enabled_rules_do_not_repeat(warehouse: Warehouse, orders: Pipeline) -> 
 def test_of_many_that_race_for_one_rule_one_gets_it(warehouse: Warehouse) -> None:
     answers = at_once([partial(warehouse.rules.create, RULE)] * 6)
     assert sorted(type(a).__name__ for a in answers) == ["AlertRule", *["Conflict"] * 5]
+
+
+def test_a_rule_that_many_delete_at_once_is_deleted_once(warehouse: Warehouse) -> None:
+    made = warehouse.rules.create(RULE)
+    answers = at_once([partial(warehouse.rules.delete, made.id)] * 4)
+    assert sorted(type(a).__name__ for a in answers) == ["NoneType", *["NotFound"] * 3]
+
+
+def test_a_scope_that_changes_while_it_is_changed_still_fits_together(warehouse: Warehouse) -> None:
+    made = warehouse.rules.create(RULE)
+    change = partial(warehouse.rules.update, made.id, {"pipeline_id": "acme/orders"})
+    with writing(warehouse.engine) as connection:
+        Rules(connection).update(made.id, {"client_id": "beta"})
+        answer = once_it_waits(warehouse.engine, change, connection.commit)
+    assert isinstance(answer, InputError)
+    assert answer.field == "pipeline_id"
 
 
 def test_a_change_that_changes_nothing_writes_nothing(warehouse: Warehouse) -> None:

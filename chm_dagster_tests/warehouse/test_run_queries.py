@@ -225,7 +225,7 @@ def plan(warehouse: Warehouse, call: Any) -> str:
 
     @sa.event.listens_for(warehouse.engine, "before_cursor_execute")
     def note(_c: Any, _k: Any, statement: str, parameters: Any, _x: Any, _m: Any) -> None:
-        if statement.startswith("SELECT") and "runs" in statement:
+        if statement.lstrip().startswith("SELECT") and "runs" in statement:
             statements.append((statement, parameters))
 
     call()
