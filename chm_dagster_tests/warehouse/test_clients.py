@@ -39,7 +39,10 @@ def test_a_slug_in_the_form_of_an_id_is_found_unless_it_is_the_id_of_another(war
     odd = warehouse.clients.create("Odd", slug="01890a5d-ac96-774b-bcce-b302099a8057")
     assert warehouse.clients.get(odd.slug) == odd
     impostor = warehouse.clients.create("Impostor", slug=str(first.id))
+    # Rewritten, so that it comes after the impostor in the table.
+    first = warehouse.clients.update(first.id, {"name": "First of all"})
     assert warehouse.clients.get(str(first.id)) == first
+    assert warehouse.runs.summary(str(first.id)).client_id == first.id
     assert warehouse.clients.get(impostor.id) == impostor
 
 
