@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 MAX_RUN_ID_CHARS = 512
 MAX_ERROR_BYTES = 8_000
 MAX_REASON_CHARS = 200
@@ -36,9 +38,10 @@ class RunStatus(enum.StrEnum):
         return self is not RunStatus.RUNNING
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Observation:
-    """One run of one pipeline, as a partner told of it at one moment.
+# The one object that is made for every run that is ever ingested: a struct costs a sixth of a frozen dataclass to make,
+# and the garbage collector leaves it alone.
+class Observation(msgspec.Struct, frozen=True, gc=False):
+    """One run of one pipeline, as a partner told of it at one moment. `msgspec.structs.replace` makes changed copies.
 
     `observed_at` is when the request that brought it started, by our clock; `source_version` is the partner's own
     newest time of the run, None where it gives none. All times are aware and in UTC. `unknown_status` is True where

@@ -40,7 +40,7 @@ SLACK = timedelta(days=1)
 
 _HOSTILE = re.compile("[\x00\ud800-\udfff]")
 _ISO = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:[.,]\d{1,12})?)?([Zz]|[+-]\d\d(?::?[0-5]\d)?)?",
+    r"\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:[.,]\d{1,12})?)?(?:[Zz]|[+-]\d\d(?::?[0-5]\d)?)",
     re.ASCII,
 )
 _NAIVE = re.compile(r"\d{4}-\d\d-\d\d(?:[Tt ][\d:.,]+)?", re.ASCII)
@@ -98,16 +98,18 @@ def parse_time(value: object, field: str, latest: datetime) -> datetime | None:
     Raises InputError for a time without a zone, a number, a date, a leap second, 24:00, a week date, a time before
     the year 2000 or after `latest`.
     """
-    return None if value is None else _believable(iso_time(value, field), field, latest)
+    if value is None:
+        return None
+    moment = iso_time(value, field)
+    return moment if EARLIEST <= moment <= latest else _believable(moment, field, latest)
 
 
 def iso_time(value: object, field: str) -> datetime:
     """A time of any year in UTC, read as `parse_time` does. Raises InputError."""
     if not isinstance(value, str):
         raise InputError(field, f"{kind(value)}; {_ISO_WANTED}")
-    match = _ISO.fullmatch(value)
-    if match is None or match[1] is None:
-        naive = match is not None or _NAIVE.fullmatch(value) is not None
+    if _ISO.fullmatch(value) is None:
+        naive = _NAIVE.fullmatch(value) is not None
         raise InputError(field, f"has no time zone; {_ISO_WANTED}" if naive else f"not a time; {_ISO_WANTED}")
     try:
         moment = datetime.fromisoformat(value[:-1] + "Z" if value[-1] == "z" else value)
@@ -186,11 +188,17 @@ def duration(started: datetime | None, finished: datetime | None, claimed: objec
     return float(claimed)
 
 
-def error_text(value: object) -> str | None:
-    """An error message without secrets, of at most 8,000 bytes; what is no text is written as JSON. None if blank."""
+def error_text(value: object, *, harmless: bool = False) -> str | None:
+    """An error message without secrets, of at most 8,000 bytes; what is no text is written as JSON. None if blank.
+
+    `harmless`: it comes from a `masked_record`, and is not looked through again.
+    """
     if not value:
         return None
-    text = redact(clean_text(value)) if isinstance(value, str) else orjson.dumps(clean_json(value)).decode()
+    if isinstance(value, str):
+        text = value if harmless else redact(clean_text(value))
+    else:
+        text = orjson.dumps(clean_json(value)).decode()
     return cap_bytes(text) if text.strip() else None
 
 
@@ -202,14 +210,14 @@ def reason_text(value: object) -> str | None:
     return text if len(text) <= MAX_REASON_CHARS else text[: MAX_REASON_CHARS - 1] + "…"
 
 
-def link(value: object) -> str | None:
+def link(value: object, *, harmless: bool = False) -> str | None:
     """A web address that is safe to show; None for what is none, has a user in it, or holds a secret in its path.
 
-    A query and a fragment go when a secret is in them.
+    A query and a fragment go when a secret is in them. `harmless`: `masked_record` found nothing in it to mask.
     """
     if not isinstance(value, str) or len(value) > MAX_URL_CHARS or _LINK.fullmatch(value) is None:
         return None
-    if not may_hold_secret(value) or redact(value) == value:
+    if harmless or not may_hold_secret(value) or redact(value) == value:
         return value
     try:
         bare = urlunsplit(urlsplit(value)._replace(query="", fragment=""))
@@ -248,6 +256,8 @@ def _clean_int(value: int) -> int | str:
 
 
 def _clean_object(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+    if _have_ordinary_names(value):
+        return {name: clean_json(item, depth) for name, item in value.items()}
     cleaned = {}
     for name, item in value.items():
         plain = clean_json(name) if isinstance(name, str) else str(clean_json(name))
@@ -266,24 +276,29 @@ def _is_secret(name: str, item: object) -> bool:
 
 
 def clean_record(record: object) -> Any:
-    """A raw record as it may be stored: `clean_json` of it, or a summary where that is over 64,000 bytes of JSON.
+    """A raw record as it may be stored: without secrets, of at most 64,000 bytes of JSON."""
+    return fitting_record(masked_record(record))
 
-    An ordinary record is handed back as it is, not copied.
-    """
-    if isinstance(record, dict) and _is_ordinary(record):
-        return record
-    cleaned = clean_json(record)
-    encoded = orjson.dumps(cleaned, option=orjson.OPT_SORT_KEYS)
-    return cleaned if len(encoded) <= MAX_PAYLOAD_BYTES else _summary(cleaned, encoded)
+
+def masked_record(record: object) -> Any:
+    """`clean_json` of a raw record. An ordinary record is handed back as it is, not copied."""
+    return record if isinstance(record, dict) and _is_ordinary(record) else clean_json(record)
+
+
+def fitting_record(masked: object) -> Any:
+    """A masked record, or a summary where it is over 64,000 bytes of JSON."""
+    if len(orjson.dumps(masked)) <= MAX_PAYLOAD_BYTES:
+        return masked
+    return _summary(masked, orjson.dumps(masked, option=orjson.OPT_SORT_KEYS))
 
 
 def _is_ordinary(record: dict[Any, Any]) -> bool:
-    """True only if `clean_record` would change nothing: small, and no trace of a secret or a hostile value."""
+    """True only if `clean_json` would change nothing: not large, and no trace of a secret or a hostile value."""
     texts: list[str] = []
     if not _gather(record, texts, 0):
         return False
     text = "\n".join(texts)
-    return clean_text(text) == text and not may_hold_secret(text) and len(orjson.dumps(record)) <= MAX_PAYLOAD_BYTES
+    return clean_text(text) == text and not may_hold_secret(text)
 
 
 def _gather(value: dict[Any, Any] | list[Any], texts: list[str], depth: int) -> bool:
@@ -312,7 +327,7 @@ def _gather(value: dict[Any, Any] | list[Any], texts: list[str], depth: int) -> 
     return True
 
 
-def _have_ordinary_names(record: dict[Any, Any]) -> bool:
+def _have_ordinary_names(record: Mapping[Any, Any]) -> bool:
     try:
         names = "\n".join(record)
     except TypeError:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID, uuid4, uuid5
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
@@ -104,7 +105,7 @@ def merge_recorded(
     observation = observe(pipeline_id, run_id, given, known, connection.execute(_NOW).scalar_one(), fed=fed)
     if row is not None and RESERVED in row.payload:
         payload = {**observation.payload, RESERVED: row.payload[RESERVED]}
-        observation = dataclasses.replace(observation, payload=payload)
+        observation = msgspec.structs.replace(observation, payload=payload)
     tally = dataclasses.asdict(merge_runs(connection, [observation])[pipeline_id])
     row = find(connection, pipeline_id, run_id)
     assert row is not None  # noqa: S101 - runs are never deleted

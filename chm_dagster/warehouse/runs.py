@@ -11,7 +11,7 @@ import psycopg
 import sqlalchemy as sa
 
 from chm_dagster.domain.runs import Observation
-from chm_dagster.warehouse.staging import COLUMNS, encode
+from chm_dagster.warehouse.staging import COLUMNS, KEY, encode
 
 BATCH = 10_000
 """Observations per statement: past this, a larger batch loads no faster and only costs memory."""
@@ -102,7 +102,7 @@ WITH judged AS MATERIALIZED (
     WHERE j.verdict IN ('new', 'newer')
     ORDER BY s.pipeline_id, s.external_run_id
     ON CONFLICT (pipeline_id, external_run_id) DO UPDATE SET
-        {", ".join(f"{column} = excluded.{column}" for column in COLUMNS[2:])},
+        {", ".join(f"{column} = excluded.{column}" for column in COLUMNS if column not in KEY)},
         ingested_at = now(),
         updated_at = now()
     WHERE ({_version("excluded")[1:-1]}, excluded.observed_at) >= ({_version("r")[1:-1]}, r.observed_at)

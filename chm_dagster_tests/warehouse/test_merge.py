@@ -1,11 +1,11 @@
 """The ledger is exact: whatever is delivered, in whatever order and however often, it ends up the same."""
 
-import dataclasses
 import random
 import threading
 from datetime import datetime
 from uuid import UUID
 
+import msgspec
 import psycopg
 import pytest
 import sqlalchemy as sa
@@ -44,7 +44,7 @@ def test_replaying_three_times_writes_no_row_and_hardly_any_wal(engine: sa.Engin
     assert merge(engine, *batch) == Tally(inserted=500)
     before, position = rows(engine, PHYSICAL), rows(engine, "SELECT pg_current_wal_insert_lsn() AS lsn")[0]["lsn"]
     for _ in range(3):
-        later = [dataclasses.replace(o, observed_at=o.observed_at + minutes(5)) for o in batch]
+        later = [msgspec.structs.replace(o, observed_at=o.observed_at + minutes(5)) for o in batch]
         assert merge(engine, *later) == Tally(unchanged=500)
     assert rows(engine, PHYSICAL) == before
     wal = rows(engine, "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), :lsn) AS wal", lsn=position)[0]["wal"]
@@ -111,7 +111,7 @@ def test_a_flip_that_a_later_sweep_has_seen_undone_stays_undone(engine: sa.Engin
     )
     merge(engine, good)
     with engine.begin() as connection:
-        merge_runs(connection, [dataclasses.replace(good, observed_at=T0 + minutes(64))])
+        merge_runs(connection, [msgspec.structs.replace(good, observed_at=T0 + minutes(64))])
         advance_watermarks(connection, [Watermark(pipeline_id, T0 + minutes(58), T0 + minutes(63))])
     assert merge(engine, bad) == Tally(stale=1)
     assert rows(engine, LEDGER)[0]["status"] == "success"
