@@ -24,11 +24,10 @@ class Document:
 
     def says(self, place: Place, what: str) -> str:
         """A message about a place: `partners.yaml, line 7, connections.acme.platform: ...`."""
-        line, real = self._found(place)
-        field = ".".join(str(part) for part in real)
-        return f"{self.name}, line {line}{f', {field}' if field else ''}: {what}"
+        field = ".".join(str(part) for part in place)
+        return f"{self.name}, line {self.found(place)[0]}{f', {field}' if field else ''}: {what}"
 
-    def _found(self, place: Place) -> tuple[int, list[str | int]]:
+    def found(self, place: Place) -> tuple[int, list[str | int]]:
         """The line of the deepest part of the place that the file has, and the place without a model's own detours."""
         node, line, real = self.root, 1, list[str | int]()
         for number, part in enumerate(place):
@@ -66,7 +65,7 @@ def parsed(text: str, name: str) -> Document:
     if problem is not None:
         raise ConfigError(problem)
     document = Document(name, data, root)
-    twice = [document.says([key], f"line {line}: stands there twice") for key, line in _repeated(root)]
+    twice = [f"{name}, line {line}, {key}: stands there twice" for key, line in _repeated(root)]
     if twice:
         raise ConfigError("\n".join(twice))
     return document
@@ -94,7 +93,9 @@ def checked(model: type[_M], document: Document) -> _M:
         return model.model_validate(document.data)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=True, include_input=True)
-    raise ConfigError("\n".join(dict.fromkeys(document.says(p["loc"], _in_words(model, p)) for p in problems)))
+    places = [(document.found(p["loc"]), _in_words(model, p)) for p in problems]
+    places.sort(key=lambda found: found[0][0])
+    raise ConfigError("\n".join(dict.fromkeys(document.says(place, words) for (_, place), words in places)))
 
 
 def _in_words(model: type[BaseModel], problem: Any) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Paging(BaseModel):
@@ -37,3 +37,10 @@ class Paging(BaseModel):
     """For `keyset`: added to the value, so that rows with the very same value are not lost; they come twice instead."""
     otherwise: "Paging | None" = None
     """For `cursor`: how to page a partner whose answer has no `next`, because it is older than that."""
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> "Paging":
+        needed = {"cursor": "next", "keyset": "field"}.get(self.kind)
+        if needed is not None and getattr(self, needed) is None:
+            raise ValueError(f"{self.kind} needs {needed}")
+        return self

@@ -1,0 +1,358 @@
+"""partners.yaml: what it may say, what is said about mistakes, and whose runs go where."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import jsonschema
+import pytest
+import yaml
+
+from chm_dagster.domain.inventory import IngestedPipeline, Platform
+from chm_dagster.errors import AuthError, ConfigError
+from chm_dagster.partners.connections import all_partners, configured, default_partners, named_variables, partner_of
+from chm_dagster.partners.connections_file import json_schema
+from chm_dagster.partners.declared.model import Rest
+from chm_dagster.partners.platforms.registry import shipped
+from chm_dagster.partners.port import Failed, Partner, Target
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "contracts" / "partners.example.yaml"
+AIRFLOW = """\
+connections:
+  acme:
+    platform: airflow
+    base_url: https://airflow.acme.example
+    credentials: {username: ACME_USER, password: ACME_PASSWORD}
+"""
+CUSTOM = """\
+connections:
+  loader:
+    platform: custom
+    base_url: https://loader.example
+    rest:
+      title: Loader
+      reopens: true
+      passes:
+        - name: runs
+          path: /runs
+          query: {since: "${since}"}
+      runs:
+        items: runs
+        pipeline: [job]
+        id: id
+        status:
+          word: state
+          map: {ok: success}
+        started: [start]
+"""
+
+
+def partners(tmp_path: Path, text: str, **variables: str) -> dict[str, Partner]:
+    file = tmp_path / "partners.yaml"
+    file.write_text(text)
+    return all_partners(file, variables, None, None)
+
+
+def complaint(tmp_path: Path, text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        partners(tmp_path, text)
+    assert caught.value.__cause__ is None
+    return str(caught.value).splitlines()
+
+
+# The shipped files
+
+
+def test_the_example_is_understood_and_shows_every_shipped_api() -> None:
+    found = configured(EXAMPLE)
+    apis = {one.connection.api or (one.connection.platform and one.connection.platform.value) for one in found}
+    assert apis >= set(shipped())
+    assert sum(one.connection.rest is not None for one in found) == 1
+
+
+def test_the_example_and_every_shipped_api_fit_the_schema() -> None:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(yaml.safe_load(EXAMPLE.read_text()), schema)
+    for api in shipped().values():
+        written = json.loads(api.model_dump_json(exclude_unset=True))
+        jsonschema.validate({"connections": {"x": {"rest": written, "base_url": "https://x.example"}}}, schema)
+        assert Rest.model_validate(written) == api
+
+
+def test_the_schema_in_contracts_is_the_models() -> None:
+    kept = json.loads((ROOT / "contracts" / "partners.schema.json").read_text())
+    assert kept == json_schema(), "write it anew: chm partner schema > contracts/partners.schema.json"
+
+
+def test_every_part_of_the_schema_is_explained() -> None:
+    assert all(definition.get("description") for definition in json_schema()["$defs"].values())
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        (
+            "platform: airflow",
+            "platfrom: airflow",
+            3,
+            "connections.acme.platfrom: unknown field; did you mean platform?",
+        ),
+        ("platform: airflow", "platform: airflwo", 3, "connections.acme.platform: one of airflow, dbt, "),
+        ("platform: airflow", "platform: airflwo", 3, "did you mean airflow?"),
+        ("platform: airflow", "api: airflw", 3, "connections.acme.api: there is no API 'airflw'; did you mean airflow"),
+        ("platform: airflow", "default: maybe", 3, "connections.acme.default: input should be a valid boolean"),
+        ("base_url: https", "base_url: ftp", 4, "base_url: is not a URL that starts with http:// or https://"),
+        ("https://airflow", "https://user:sentinel@airflow", 4, "must be free of user, password, query and fragment"),
+        ("base_url: https://airflow.acme.example", "history_days: -1", 4, "connections.acme.history_days"),
+        (
+            "    base_url: https://airflow.acme.example\n",
+            "",
+            2,
+            "connections.acme.base_url: missing; or name the variable",
+        ),
+        (
+            "username: ACME_USER",
+            "user: ACME_USER",
+            5,
+            "connections.acme.credentials: it takes password + username, or token",
+        ),
+        (
+            "ACME_PASSWORD",
+            "sentinel pass!",
+            5,
+            "credentials.password: the name of an environment variable belongs here",
+        ),
+        ("acme:", "a b:", 2, "connections"),
+        ("connections:", "conections:", 1, "conections: unknown field; did you mean connections?"),
+        ("connections:", "connections: [", 0, "not YAML"),
+    ],
+)
+def test_a_mistake_is_told_by_line_and_field_with_what_was_meant(
+    tmp_path: Path, old: str, new: str, line: int, words: str
+) -> None:
+    assert old in AIRFLOW
+    lines = complaint(tmp_path, AIRFLOW.replace(old, new, 1))
+    assert any(words in said for said in lines), lines
+    if line:
+        assert any(said.startswith(f"partners.yaml, line {line}") for said in lines), lines
+    assert "sentinel" not in "".join(lines)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    text = AIRFLOW.replace("base_url", "bas_url") + "    overlap_minutes: -3\n  other: {platform: dbtt}\n"
+    lines = complaint(tmp_path, text)
+    assert [said.partition(":")[0] for said in lines] == [
+        "partners.yaml, line 4, connections.acme.bas_url",
+        "partners.yaml, line 6, connections.acme.overlap_minutes",
+        "partners.yaml, line 7, connections.other.platform",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("addition", "words"),
+    [
+        ("    options: {rows_xcomm: x}\n", "options.rows_xcomm: unknown option; did you mean rows_xcom?"),
+        ("    options: {error_lookups: many}\n", "options.error_lookups: a number from 0 on belongs here"),
+        ("    base_url_env: X\n", "base_url_env: base_url and base_url_env exclude each other"),
+        ("    rest: {}\n", "connections.acme.rest.title: missing"),
+        ("    api: airflow\n    base_url: https://x.example\n", "line 7, base_url: stands there twice"),
+    ],
+)
+def test_what_does_not_go_together_is_told(tmp_path: Path, addition: str, words: str) -> None:
+    assert any(words in said for said in complaint(tmp_path, AIRFLOW + addition))
+
+
+def test_a_required_option_is_asked_for_by_what_it_is(tmp_path: Path) -> None:
+    text = "connections:\n  d:\n    platform: dbt\n    base_url: https://x.example\n    credentials: {token: T}\n"
+    (said,) = complaint(tmp_path, text)
+    assert said.startswith(
+        "partners.yaml, line 2, connections.d.options.account_id: missing: The number of the account"
+    )
+
+
+def test_a_platform_has_one_default(tmp_path: Path) -> None:
+    text = (
+        AIRFLOW
+        + "    default: true\n"
+        + AIRFLOW.partition("\n")[2].replace("acme:", "zenith:", 1)
+        + "    default: true\n"
+    )
+    assert complaint(tmp_path, text) == [
+        "partners.yaml, line 11, connections.zenith.default: acme is the default of platform airflow already"
+    ]
+
+
+def test_a_connection_says_what_it_is(tmp_path: Path) -> None:
+    (said,) = complaint(tmp_path, "connections:\n  x:\n    base_url: https://x.example\n")
+    assert said == "partners.yaml, line 2, connections.x: say its platform, or its api, or describe it under rest"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "${since}",
+            "${sinse}",
+            "connections.loader.rest.passes.0.query: there is no ${sinse}; did you mean ${since}?",
+        ),
+        ("path: /runs", "path: /runs/${id}", "scope.everything: needed, because ${id} is part of a path"),
+        ("path: /runs", "path: /${options.team}/runs", "options: team is used in a template and is not described"),
+        ("name: runs", "name: runs\n          when: news", "passes: none is due when there is no watermark"),
+        (
+            "name: runs",
+            "name: runs\n          window_hours: 24",
+            "history_days: needed, because a pass has window_hours",
+        ),
+        ("map: {ok: success}", "map: {ok: sucess}", "rest.runs.status.map.ok"),
+        ("title: Loader", "titel: Loader", "connections.loader.rest.titel: unknown field; did you mean title?"),
+        ("items: runs", "itens: runs", "connections.loader.rest.runs.itens: unknown field; did you mean items?"),
+        ("title: Loader", "title: Loader\n      paging: {kind: cursr}", "did you mean cursor?"),
+        ("title: Loader", "title: Loader\n      auth: [{kind: heeder}]", "rest.auth.0"),
+        ("title: Loader", "title: Loader\n      paging: {kind: cursor}", "rest.paging: cursor needs next"),
+    ],
+)
+def test_mistakes_in_a_description_are_told_as_well(tmp_path: Path, old: str, new: str, words: str) -> None:
+    assert old in CUSTOM
+    lines = complaint(tmp_path, CUSTOM.replace(old, new, 1))
+    assert any(words in said for said in lines), lines
+    assert all(said.startswith("partners.yaml, line ") for said in lines)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "connections\n", "connections: {}\nconnections: {}\n"])
+def test_what_is_no_such_file_at_all_is_told(tmp_path: Path, text: str) -> None:
+    assert complaint(tmp_path, text)
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "partners.yaml"
+    file.write_bytes(b"connections: \xff")
+    with pytest.raises(ConfigError, match=r"^partners.yaml cannot be read; CHM_PARTNERS_FILE names it$"):
+        configured(file)
+
+
+def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
+    assert complaint(tmp_path, "connections: !!python/object/apply:os.system ['true']\n")
+
+
+# Credentials
+
+
+def end_of(partner: Partner) -> Failed:
+    async def scene() -> Failed:
+        feed = partner.open_feed()
+        (event,) = [event async for event in feed.sweep([Target("p1", None), Target("p1", None), Target("p2", None)])]
+        probe = await feed.check()
+        await feed.aclose()
+        assert isinstance(event, Failed)
+        assert (probe.ok, probe.detail) == (False, str(event.error))
+        return event
+
+    return asyncio.run(scene())
+
+
+def test_a_connection_without_its_credentials_fails_and_names_the_variable(tmp_path: Path) -> None:
+    found = partners(tmp_path, AIRFLOW, ACME_USER="u")
+    event = end_of(found["acme"])
+    assert event.external_ids == ("p1", "p2")
+    assert isinstance(event.error, AuthError)
+    assert str(event.error) == (
+        "connection acme: the environment variable ACME_PASSWORD is not set (credentials.password)"
+    )
+
+
+def test_an_address_or_a_credential_that_cannot_be_used_fails_that_connection_only(tmp_path: Path) -> None:
+    text = AIRFLOW.replace("base_url: https://airflow.acme.example", "base_url_env: ACME_URL")
+    event = end_of(partners(tmp_path, text, ACME_USER="u", ACME_PASSWORD="p", ACME_URL="ftp://sentinel")["acme"])
+    assert "base_url is not a URL" in str(event.error)
+    assert "sentinel" not in str(event.error)
+    token = AIRFLOW.replace("{username: ACME_USER, password: ACME_PASSWORD}", "{token: ACME_TOKEN}")
+    event = end_of(partners(tmp_path, token, ACME_TOKEN="senti\nnel")["acme"])
+    assert str(event.error) == "connection acme: a credential is empty or holds a special character"
+
+
+def test_the_variables_that_a_file_names_are_known() -> None:
+    names = named_variables(EXAMPLE)
+    assert {"ACME_AIRFLOW_USER", "ZENITH_AIRFLOW_URL", "LOADER_KEY"} <= names
+    assert named_variables(None) == set()
+
+
+def test_no_secret_is_in_what_is_shown_of_a_partner(tmp_path: Path) -> None:
+    found = partners(tmp_path, AIRFLOW, ACME_USER="sentinel-user", ACME_PASSWORD="sentinel-password")
+    assert "sentinel" not in repr(found)
+
+
+# Whose runs go where
+
+
+def pipeline(platform: Platform, connection: str | None = None) -> IngestedPipeline:
+    return IngestedPipeline(uuid4(), "acme", "orders", platform, connection, "x", None)
+
+
+def test_a_pipeline_goes_to_the_connection_that_it_names(tmp_path: Path) -> None:
+    found = partners(tmp_path, AIRFLOW)
+    assert partner_of(pipeline(Platform.PREFECT, "acme"), found).name == "acme"
+    with pytest.raises(ConfigError, match="there is no connection 'acmee'; configured: acme"):
+        partner_of(pipeline(Platform.AIRFLOW, "acmee"), found)
+
+
+def test_without_a_name_it_goes_to_the_only_or_the_default_connection_of_its_platform(tmp_path: Path) -> None:
+    one = partners(tmp_path, AIRFLOW)
+    assert partner_of(pipeline(Platform.AIRFLOW), one).name == "acme"
+    two = AIRFLOW + AIRFLOW.partition("\n")[2].replace("acme:", "zenith:", 1)
+    with pytest.raises(ConfigError, match="name its connection, one of acme, zenith; or make one of them the default"):
+        partner_of(pipeline(Platform.AIRFLOW), partners(tmp_path, two))
+    assert partner_of(pipeline(Platform.AIRFLOW), partners(tmp_path, two + "    default: true\n")).name == "zenith"
+
+
+def test_without_any_of_its_platform_it_goes_to_the_partner_of_the_environment(tmp_path: Path) -> None:
+    found = partners(tmp_path, AIRFLOW)
+    with pytest.raises(ConfigError, match="no partner is configured for platform dbt"):
+        partner_of(pipeline(Platform.DBT), found)
+    both = {**default_partners("https://chm.example", None), **found}
+    assert partner_of(pipeline(Platform.DBT), both).name == "default"
+    assert partner_of(pipeline(Platform.AIRFLOW), both).name == "acme"
+
+
+def test_a_file_and_the_environment_make_partners_together(tmp_path: Path) -> None:
+    file = tmp_path / "partners.yaml"
+    file.write_text(AIRFLOW)
+    assert set(all_partners(file, {}, "https://chm.example", "t")) == {"acme", "default"}
+    assert set(all_partners(None, {}, "https://chm.example", "t")) == {"default"}
+    assert all_partners(None, {}, None, None) == {}
+
+
+def test_what_a_partner_can_is_told(tmp_path: Path) -> None:
+    found = all_partners(EXAMPLE, {}, None, None)
+    assert (found["acme-airflow"].capabilities.scope, found["fivetran"].capabilities.scope) == ("account", "pipeline")
+    assert found["acme-airflow"].capabilities.finds_deletions
+    assert not found["fivetran"].capabilities.finds_deletions
+    assert found["acme-airflow"].capabilities.reopens
+    assert not found["acme-dagster"].capabilities.reopens
+    assert found["databricks"].capabilities.retention_days == 60
+    assert found["acme-prefect"].platform is Platform.PREFECT
+    assert found["warehouse-adf"].platform is Platform.VENDOR_API
+
+
+def test_settings_of_a_connection_reach_its_requests(tmp_path: Path) -> None:
+    text = (
+        AIRFLOW + "    overlap_minutes: 9\n    http: {concurrency: 2, requests_per_minute: 30, deadline_seconds: 7}\n"
+    )
+    feed: Any = partners(tmp_path, text, ACME_USER="u", ACME_PASSWORD="p")["acme"].open_feed()
+    policy = feed._api.http.policy
+    assert (policy.concurrency, policy.requests_per_minute, policy.deadline) == (2, 30.0, 7.0)
+    assert feed.overlap.total_seconds() == 540
+
+
+def test_the_schema_is_printed_for_editors() -> None:
+    command = [sys.executable, "-m", "chm_dagster.cli.main", "partner", "schema"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(printed.stdout) == json_schema()
