@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -22,11 +23,20 @@ class Deferred:
         module, _, attribute = self.place.partition(":")
         found = getattr(importlib.import_module(module), attribute)
         alone = typer.Typer(add_completion=False)
-        if not isinstance(found, typer.Typer):
-            alone.command(name)(found)
-            return typer.main.get_command(alone)
-        alone.add_typer(found, name=name)
-        return typer.main.get_group(alone).commands[name]
+        if isinstance(found, typer.Typer):
+            alone.add_typer(found, name=name)
+            return _reflowed(typer.main.get_group(alone).commands[name])
+        alone.command(name)(found)
+        return _reflowed(typer.main.get_command(alone))
+
+
+def _reflowed(command: Any) -> Any:
+    """The command with help whose paragraphs fill the terminal's lines, not those of the docstring."""
+    if command.help:
+        command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", command.help)
+    for inner in getattr(command, "commands", {}).values():
+        _reflowed(inner)
+    return command
 
 
 class LazyGroup(TyperGroup):

@@ -33,6 +33,8 @@ _COLUMNS = (
     Column("synced_through", "synced", rank=5),
 )
 
+WHERE = f"Where it runs: {', '.join(Platform)}."
+WHAT_FOR = f"What it is for: {', '.join(PipelineType)}."
 ExternalId = Annotated[
     str | None, typer.Option("--external-id", help="Its id at the partner; without one it is not ingested.")
 ]
@@ -42,11 +44,11 @@ Connection = Annotated[
 Description = Annotated[str | None, typer.Option("--description", help="A text for people.")]
 Cron = Annotated[
     str | None,
-    typer.Option("--schedule-cron", "--cron", help="When it is expected to run, such as '0 6 * * 1-5'."),
+    typer.Option("--schedule-cron", help="When it is expected to run, such as '0 6 * * 1-5'."),
 ]
 Timezone = Annotated[
     str | None,
-    typer.Option("--schedule-timezone", "--timezone", help="The cron's zone, such as Europe/Berlin; UTC if left out."),
+    typer.Option("--schedule-timezone", help="The cron's zone, such as Europe/Berlin; UTC if left out."),
 ]
 Grace = Annotated[int | None, typer.Option("--grace-minutes", metavar="N", help="How late a run may be.")]
 MaxRuntime = Annotated[int | None, typer.Option("--max-runtime-minutes", metavar="N", help="How long a run may take.")]
@@ -58,9 +60,11 @@ EnvironmentField = Annotated[
 @app.command("list")
 def list_(
     client: ClientOption = None,
-    platform: Annotated[Platform | None, typer.Option("--platform", help="Only this platform.")] = None,
+    platform: Annotated[
+        Platform | None, typer.Option("--platform", metavar="PLATFORM", help="Only this platform.")
+    ] = None,
     pipeline_type: Annotated[
-        PipelineType | None, typer.Option("--pipeline-type", "--type", help="Only this type.")
+        PipelineType | None, typer.Option("--type", metavar="TYPE", help="Only this type.")
     ] = None,
     environment: EnvironmentOption = None,
     connection: Annotated[str | None, typer.Option("--connection", help="Only this connection.")] = None,
@@ -88,8 +92,8 @@ def get(pipeline: PipelineArgument, form: FormatOption = None) -> None:
 def create(
     client: ClientArgument,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The pipeline's name, such as 'Daily orders'.")],
-    platform: Annotated[Platform, typer.Option("--platform", help="Where it runs.")],
-    pipeline_type: Annotated[PipelineType, typer.Option("--pipeline-type", "--type", help="What it is for.")],
+    platform: Annotated[Platform, typer.Option("--platform", metavar="PLATFORM", help=WHERE)],
+    pipeline_type: Annotated[PipelineType, typer.Option("--type", metavar="TYPE", help=WHAT_FOR)],
     slug: Annotated[
         str | None, typer.Option("--slug", help="The readable key that stays; made from the name if left out.")
     ] = None,
@@ -128,10 +132,8 @@ def create(
 def update(
     pipeline: PipelineArgument,
     name: Annotated[str | None, typer.Option("--name", help="The new name; the slug stays.")] = None,
-    platform: Annotated[Platform | None, typer.Option("--platform", help="Where it runs.")] = None,
-    pipeline_type: Annotated[
-        PipelineType | None, typer.Option("--pipeline-type", "--type", help="What it is for.")
-    ] = None,
+    platform: Annotated[Platform | None, typer.Option("--platform", metavar="PLATFORM", help=WHERE)] = None,
+    pipeline_type: Annotated[PipelineType | None, typer.Option("--type", metavar="TYPE", help=WHAT_FOR)] = None,
     external_id: ExternalId = None,
     connection: Connection = None,
     environment: EnvironmentField = None,

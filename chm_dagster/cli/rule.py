@@ -56,7 +56,7 @@ MutedOption = Annotated[
 def list_(
     client: ClientOption = None,
     pipeline: PipelineOption = None,
-    rule_type: Annotated[RuleType | None, typer.Option("--rule-type", "--type", help="Only this type.")] = None,
+    rule_type: Annotated[RuleType | None, typer.Option("--type", metavar="TYPE", help="Only this type.")] = None,
     enabled: Annotated[
         bool | None, typer.Option("--enabled/--disabled", help="Only these; all if left out.", show_default=False)
     ] = None,
@@ -85,7 +85,10 @@ def get(rule: RuleArgument, form: FormatOption = None) -> None:
 
 @app.command()
 def create(
-    rule_type: Annotated[RuleType, typer.Option("--rule-type", "--type", help="What is watched.")],
+    rule_type: Annotated[
+        RuleType,
+        typer.Option("--type", metavar="TYPE", help=f"What is watched: {', '.join(RuleType)}."),
+    ],
     channel: Annotated[Channel, typer.Option("--channel", help="By which way it tells.")],
     destination: Annotated[
         str, typer.Option("--destination", help="Whom: '#channel', an address, the name of an endpoint.")

@@ -88,8 +88,10 @@ def get(
 @app.command()
 def record(
     pipeline: PipelineArgument,
-    status: Annotated[RunStatus, typer.Option("--status", help="How it stands.")],
-    run: Annotated[str | None, typer.Option("--run", "--external-run-id", help="Its id; made up if left out.")] = None,
+    status: Annotated[
+        RunStatus, typer.Option("--status", metavar="STATUS", help=f"How it stands: {', '.join(RunStatus)}.")
+    ],
+    run: Annotated[str | None, typer.Option("--run", help="Its id; made up if left out.")] = None,
     started_at: Annotated[
         str | None, typer.Option("--started-at", metavar="TIME", help="Now if left out; 10m is ten minutes ago.")
     ] = None,
@@ -101,11 +103,11 @@ def record(
         typer.Option("--duration-seconds", metavar="N", help="How long it took, in seconds, if its times do not tell."),
     ] = None,
     rows_processed: Annotated[
-        int | None, typer.Option("--rows-processed", "--rows", metavar="N", help="How many rows it processed.")
+        int | None, typer.Option("--rows", metavar="N", help="How many rows it processed.")
     ] = None,
-    error_message: Annotated[str | None, typer.Option("--error-message", "--error", help="Why it failed.")] = None,
+    error_message: Annotated[str | None, typer.Option("--error", help="Why it failed.")] = None,
     status_reason: Annotated[str | None, typer.Option("--status-reason", help="A word that says more.")] = None,
-    source_url: Annotated[str | None, typer.Option("--source-url", "--url", help="A link to the run.")] = None,
+    source_url: Annotated[str | None, typer.Option("--url", help="A link to the run.")] = None,
     attempt: Annotated[int | None, typer.Option("--attempt", metavar="N", help="Which try it is.")] = None,
     payload: Annotated[str | None, typer.Option("--payload", help="A JSON object to keep with it.")] = None,
     idempotency_key: Annotated[

@@ -74,7 +74,16 @@ def test_pipelines_are_filtered(acme: Chm) -> None:
 
 
 def test_a_pipeline_keeps_what_is_not_named_and_loses_what_is_cleared(acme: Chm) -> None:
-    given = ("--external-id", "o1", "--cron", "0 6 * * *", "--timezone", "Europe/Berlin", "--grace-minutes", "5")
+    given = (
+        "--external-id",
+        "o1",
+        "--schedule-cron",
+        "0 6 * * *",
+        "--schedule-timezone",
+        "Europe/Berlin",
+        "--grace-minutes",
+        "5",
+    )
     acme("pipeline", "update", "acme/orders", *given, "--description", "daily", "--max-runtime-minutes", "60")
     changed = acme("pipeline", "update", "acme/orders", "--name", "Orders 2", "--clear", "max-runtime-minutes").json
     assert (changed["name"], changed["slug"], changed["max_runtime_minutes"]) == ("Orders 2", "orders", None)
@@ -137,7 +146,10 @@ def test_rules_are_found_by_what_they_are_about(acme: Chm) -> None:
             "pipeline update acme/orders --grace-minutes -1",
             "grace_minutes: out of range; send a whole number from 0 to",
         ),
-        ("pipeline update acme/orders --cron daily", "schedule_cron: has 1 fields; send five, such as 0 6 * * 1-5"),
+        (
+            "pipeline update acme/orders --schedule-cron daily",
+            "schedule_cron: has 1 fields; send five, such as 0 6 * * 1-5",
+        ),
         ("pipeline list --client nobody", "no client 'nobody': name it by its slug"),
         ("rule create --type on_failure --channel slack --destination x", "--client: missing, as is --pipeline"),
         ("rule get abcd1234", "no alert rule 'abcd1234': give its id, or the end of it"),
