@@ -101,14 +101,18 @@ def nested(line: Line) -> list[list[str]]:
     return [line.words, *inner]
 
 
+TALKING = [
+    path
+    for pattern in ("chm_dagster/**/*.py", "chm_dagster/**/*.yaml", "contracts/*.*", "deploy/*", "*.y*ml", "Makefile")
+    for path in sorted(ROOT.glob(pattern))
+    if path.suffix != ".md"
+]
+"""Files that speak to people outside of pages: messages, docstrings, comments of configuration."""
+
 LINES = [line for page in PAGES for line in shell_lines(page)]
 SPOKEN = sorted(
     {Line(p.relative_to(ROOT).as_posix(), c) for p in PAGES for c in spoken(prose(p.read_text(encoding="utf-8")))}
-    | {
-        Line(p.relative_to(ROOT).as_posix(), c)
-        for p in [*(ROOT / "chm_dagster").rglob("*.py"), ROOT / "docker-compose.yml", ROOT / "Makefile"]
-        for c in spoken(p.read_text(encoding="utf-8"))
-    },
+    | {Line(p.relative_to(ROOT).as_posix(), c) for p in TALKING for c in spoken(p.read_text(encoding="utf-8"))},
     key=str,
 )
 
@@ -352,6 +356,26 @@ def test_a_link_that_leads_nowhere_is_noticed(tmp_path: Path) -> None:
         "[a](there.md#one-heading-and-more) [b](gone.md) ![c](gone.png) [d](there.md#two) [e](https://x.y)\n"
     )
     assert broken_links(page) == ["gone.md", "gone.png", "there.md#two"]
+
+
+def lost_paths(page: Path) -> list[str]:
+    """Files and folders that a page names in backticks, and that are not there."""
+    named = re.findall(
+        r"`((?:chm_dagster\w*|contracts|docs|deploy|migrations|\.ci)/[\w./-]+)`", page.read_text(encoding="utf-8")
+    )
+    return [path for path in named if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    # deploy/compose.env is made by whoever starts the containers.
+    assert set(lost_paths(page)) <= {"deploy/compose.env"}
+
+
+def test_a_file_that_is_gone_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("see `chm_dagster/settings.py`, `chm_dagster/setings.py` and `docs/glossary`\n")
+    assert lost_paths(page) == ["chm_dagster/setings.py", "docs/glossary"]
 
 
 # --- settings, checks, decisions -------------------------------------------------------------------------------------------
