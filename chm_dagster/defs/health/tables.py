@@ -17,6 +17,8 @@ MAX_ERROR_CHARS = 120
 CAPPED_FAILURES = 1_000
 """What `failing_now` counts up to."""
 
+_SPACE, _HYPHEN = "\u00a0", "\u2011"
+"""Where a line must not break."""
 _MARKUP = re.compile(r"[\\`*_\[\]<>&|~#]")
 _LINK = re.compile(r"https?://[^\s()<>\[\]|\\\"'`]+", re.ASCII)
 
@@ -28,19 +30,19 @@ def text(value: object) -> str:
 
 
 def moment(value: datetime | None) -> str:
-    """A time to the minute, in UTC; empty for None."""
-    return f"{value:%Y-%m-%d %H:%M}" if value else ""
+    """A time to the minute, in UTC; empty for None. A line may break between its day and its minute only."""
+    return f"{value:%Y-%m-%d %H:%M}".replace("-", _HYPHEN) if value else ""
 
 
 def span(seconds: float | None) -> str:
-    """How long that is, in its two largest units: `3 d 4 h`, `2 h 5 min`, `1 min`; empty for None."""
+    """How long that is, in its two largest units, on one line: `3 d 4 h`, `2 h 5 min`, `5 d`; empty for None."""
     if seconds is None:
         return ""
     minutes = max(0, round(seconds / 60))
-    days, hours, rest = minutes // 1440, minutes // 60 % 24, minutes % 60
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {rest} min" if hours else f"{rest} min"
+    units = ((minutes // 1440, "d"), (minutes // 60 % 24, "h"), (minutes % 60, "min"))
+    first = next((place for place, (count, _) in enumerate(units) if count), 2)
+    words = [f"{count}{_SPACE}{unit}" for count, unit in units[first : first + 2] if count]
+    return _SPACE.join(words) or f"0{_SPACE}min"
 
 
 def markdown(rows: Sequence[Row], columns: Mapping[str, Cell]) -> str:
@@ -97,7 +99,6 @@ CHANGED: dict[str, Cell] = {
     "change": lambda row: f"**{row['change']}**" if row["change"] == "regression" else row["change"],
     "client": _client,
     "pipeline": _pipeline,
-    "then": lambda row: row["status_then"] or "",
     "now": lambda row: row["status_now"],
     "run started": lambda row: moment(row["started_at"]),
     "error": _error,
