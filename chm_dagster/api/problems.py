@@ -22,7 +22,7 @@ RETRY_SECONDS = 5
 CODES: dict[int, tuple[str, str]] = {
     400: ("validation_error", "the request was refused: see details"),
     401: ("unauthorized", "send the header Authorization: Bearer <token>, with the token of this server"),
-    403: ("forbidden", "this server has no token, so it serves programs on its own machine only"),
+    403: ("forbidden", "without CHM_API_TOKEN this server serves only what is sent from its own machine"),
     404: ("not_found", "there is nothing at this path"),
     405: ("method_not_allowed", "this path does not take this method: see the header Allow"),
     409: ("conflict", "something else holds this name already"),

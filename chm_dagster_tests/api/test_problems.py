@@ -115,6 +115,22 @@ def test_of_many_who_make_the_same_thing_at_once_one_succeeds_and_the_others_con
             assert statuses == [201, *[409] * (tries - 1)], path
 
 
+def test_a_run_that_is_sent_many_times_at_once_with_one_key_is_one_run(api: httpx.Client) -> None:
+    add_pipeline(api, "Acme", "Orders")
+    path, tries = "/api/v1/pipelines/acme/orders/runs", 8
+    barrier = threading.Barrier(tries)
+
+    def post(_: int) -> tuple[int, str]:
+        barrier.wait()
+        answer = api.post(path, json={"status": "success"}, headers={"Idempotency-Key": "k1"})
+        return answer.status_code, answer.json()["id"]
+
+    with concurrent.futures.ThreadPoolExecutor(tries) as pool:
+        answers = set(pool.map(post, range(tries)))
+    assert answers == {(201, api.get(f"{path}/latest").json()["id"])}
+    assert len(api.get(path).json()["items"]) == 1
+
+
 # --- faults of ours, and of the database ---------------------------------------------------------------------------
 
 
