@@ -26,8 +26,7 @@ def _what(error: Any) -> str:
         close = f"; did you mean {unknown['close'].replace(chr(39), '')}?" if unknown["close"] else ""
         return f"{unknown['name']}: no such command{close}"
     if type(error).__name__ == "NoSuchOption":
-        known = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1)
-        return f"{error.option_name}: no such option" + (f"; did you mean {known[0]}?" if known else "")
+        return f"{error.option_name}: no such option{_close_option(error)}"
     if type(error).__name__ == "BadOptionUsage":
         return message.replace(f"option '{error.option_name}' ", f"{error.option_name}: ")
     parameter = getattr(error, "param", None)
@@ -37,6 +36,15 @@ def _what(error: Any) -> str:
     if type(error).__name__ == "MissingParameter":
         return f"{name}: missing; it is required{_choices(parameter, error.ctx)}"
     return f"{name}: {_refused(message)}"
+
+
+def _close_option(error: Any) -> str:
+    """The option that holds what was typed, or that looks like it."""
+    typed = error.option_name.lstrip("-")
+    known = [name for parameter in error.ctx.command.params for name in parameter.opts] if error.ctx else []
+    holding = [name for name in known if len(typed) > 2 and typed in name]
+    close = holding or difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.75)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _refused(message: str) -> str:

@@ -14,6 +14,7 @@ from chm_dagster_tests.cli.conftest import Chm
         ("xyzzy", "xyzzy: no such command; see `chm --help`"),
         ("client lst", "lst: no such command; did you mean list?"),
         ("client list --al", "--al: no such option; did you mean --all?"),
+        ("pipeline create a b --cron x", "--cron: no such option; did you mean --schedule-cron?"),
         ("client list --xyzzy", "--xyzzy: no such option; see `chm client list --help`"),
         ("client list --limit", "--limit: requires an argument"),
         ("client list --limit many", "--limit: not a whole number; see `chm client list --help`"),
