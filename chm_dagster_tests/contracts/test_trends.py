@@ -14,7 +14,6 @@ from chm_dagster_tests.contracts.histories import (
     disable_client,
     disable_pipeline,
     execution,
-    one,
     store,
     strip,
     watch,
@@ -78,12 +77,16 @@ def test_buckets_are_whole_in_utc_whatever_the_window_cuts(
     assert total(found) == 2
 
 
-def test_a_window_is_closed_at_its_beginning_and_open_at_its_end(engine: sa.Engine) -> None:
-    watch(engine, [execution(1, "S", at(-1)), execution(2, "F", at(0)), execution(3, "S", at(24))])
-    found = ask(engine, "failures_over_time", since=MONDAY, until=MONDAY + DAY)
-    assert [(row["bucket"], row["failures"]) for row in found] == [(MONDAY, 1)]
-    row = one(engine, "failure_rate_by_platform", since=MONDAY, until=MONDAY + DAY)
-    assert (row["settled_runs"], row["failures"], row["failure_rate"]) == (1, 1, 1.0)
+@pytest.mark.parametrize("name", TRENDS)
+def test_a_window_is_closed_at_its_beginning_and_open_at_its_end(engine: sa.Engine, name: str) -> None:
+    edges = (-0.01, 0, 1, 24)
+    watch(engine, [execution(n, letter, at(h)) for (n, letter), h in zip(enumerate("FSFS"), edges, strict=True)], "a")
+    watch(engine, [execution(n, letter, at(h)) for (n, letter), h in zip(enumerate("FFSF"), edges, strict=True)], "b")
+    found = ask(engine, name, since=MONDAY, until=MONDAY + DAY)
+    # Each of the two has one flip inside, from the beginning to an hour later, and one failure.
+    assert total(found) == 2
+    if name.endswith("over_time"):
+        assert [row["bucket"] for row in found] == [MONDAY]
 
 
 @pytest.mark.parametrize("name", ["failures_over_time", "flakiness_over_time"])
@@ -114,6 +117,17 @@ def test_flips_are_counted_where_the_later_run_started(engine: sa.Engine) -> Non
         (1, 0, 0, 0.0),
         (1, 1, 0, 1.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("finishes", "flips"),
+    [((5, 7, 6), 2), ((5, 6, 7), 1), ((5, 5, 5), 1), ((7, 6, 5), 1), ((7, 5, 6), 2)],
+)
+def test_runs_that_started_together_flip_in_the_order_in_which_they_finished(
+    engine: sa.Engine, finishes: tuple[int, ...], flips: int
+) -> None:
+    watch(engine, [execution(n, "FFS"[n], at(1), at(1) + timedelta(minutes=m)) for n, m in enumerate(finishes)])
+    assert total(ask(engine, "flakiness_over_time", **WEEK)) == flips
 
 
 @pytest.mark.parametrize(
