@@ -8,7 +8,7 @@ from chm_dagster.errors import ConfigError
 from chm_dagster.partners.connections import partner_of
 from chm_dagster.partners.port import Partner, SourcePipeline
 
-_MAX_NAME, _MAX_SLUG = 200, 100
+_MAX_NAME, _MAX_SLUG, _MAX_SUFFIX = 200, 100, 60
 
 
 def lacking(
@@ -37,22 +37,26 @@ def as_inventory(
     if partner.platform is None:
         raise ConfigError(f"connection {partner.name} does not say whose pipelines it has")
     slug, name = client
-    names = [pipeline.name for pipeline in found]
+    names = [_short(pipeline.name) for pipeline in found]
     pipelines: dict[str, Any] = {}
     used = set(taken)
-    for pipeline in found:
-        unique = names.count(pipeline.name) == 1
-        label = pipeline.name if unique else f"{pipeline.name} ({pipeline.external_id})"
+    for pipeline, short in zip(found, names, strict=True):
+        suffix = "" if names.count(short) == 1 else f" ({pipeline.external_id})"[-_MAX_SUFFIX:]
+        label = f"{_short(short, _MAX_NAME - len(suffix))}{suffix}"
         key = _free_slug(slugify(label) or slugify(pipeline.external_id) or "pipeline", used)
         used.add(key)
         pipelines[key] = {
-            "name": " ".join(label.split())[:_MAX_NAME].strip(),
+            "name": label,
             "platform": partner.platform.value,
             "connection": partner.name,
             "external_id": pipeline.external_id,
             "pipeline_type": pipeline.pipeline_type.value,
         }
     return {"clients": {slug: {"name": name, "pipelines": pipelines}}}
+
+
+def _short(name: str, limit: int = _MAX_NAME) -> str:
+    return " ".join(name.split())[:limit].strip()
 
 
 def _free_slug(wanted: str, used: set[str]) -> str:
