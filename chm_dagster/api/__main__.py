@@ -26,7 +26,7 @@ STATEMENT_SECONDS = 30
 def main() -> int:
     """Serve until a signal comes. Returns 2, after a line on stderr for each problem, if it cannot start."""
     logs.configure()
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     environ = os.environ  # noqa: TID251 - an entry point
     try:
         settings = Settings.from_env(environ, root=ROOT)
