@@ -711,7 +711,7 @@ LEFT JOIN (
     FROM runs
     LEFT JOIN pipelines AS p ON p.id = runs.pipeline_id
     LEFT JOIN clients AS c ON c.id = p.client_id
-    WHERE runs.status IN ('success', 'failed') AND runs.duration_seconds IS NOT NULL
+    WHERE runs.status IN ('success', 'failed')
       AND runs.started_at >= coalesce(CAST(:since AS timestamptz), now() - interval '30 days')
       AND runs.started_at < coalesce(CAST(:until AS timestamptz), now())
       AND (CAST(:client_slug AS text) IS NULL OR c.slug = :client_slug)
