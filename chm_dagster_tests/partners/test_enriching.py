@@ -153,7 +153,10 @@ def test_the_recorded_log_tells_why() -> None:
     [
         (status_reply(404), "task load failed; its log names no exception"),
         (json_reply({"content": []}), "task load failed; its log names no exception"),
-        (json_reply({"content": [{"event": "x" * 5_000_000}]}), "task load failed; its log names no exception"),
+        (
+            json_reply({"content": [{"event": "x" * 5_000_000}, {"error_detail": [{"exc_type": "Unread"}]}]}),
+            "task load failed; its log names no exception",
+        ),
         (json_reply([1]), "task load failed; its log names no exception"),
         (json_reply({"content": [{"error_detail": [{"exc_type": None, "exc_value": ""}]}]}), "task load: an exception"),
         (status_reply(403), None),
