@@ -93,10 +93,11 @@ def airflow() -> Iterator[Airflow]:
         here.run(environ, "airflow", "db", "migrate")
         here.run(environ, "airflow", "dags", "reserialize")
         here.run(environ, "python", str(HERE / "history.py"), str(BUSY_RUNS))
-        healthy = answers(f"{base_url}/api/v2/monitor/health")
+        health = f"{base_url}/api/v2/monitor/health"
         serve = ["airflow", "api-server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        here.start("api-server", environ, serve, healthy)
-        here.start("scheduler", environ, ["airflow", "scheduler"], None)
+        here.start("api-server", environ, serve, answers(health))
+        scheduling = answers(health, lambda answer: answer.json()["scheduler"]["status"] == "healthy")
+        here.start("scheduler", environ, ["airflow", "scheduler"], scheduling)
         with httpx.Client(base_url=base_url, trust_env=False, timeout=60) as client:
             login = {"username": "admin", "password": passwords["admin"]}
             token = ask(client, "POST", "/auth/token", json=login).json()["access_token"]

@@ -40,7 +40,9 @@ class Place:
     def environ(self, settings: Mapping[str, str]) -> dict[str, str]:
         """The whole environment of the server: nothing of the caller's shell, so also no PYTHONDONTWRITEBYTECODE."""
         path = f"{self.home / 'venv' / 'bin'}:{os.defpath}"
-        return {"PATH": path, "HOME": str(self.state), "LANG": "C.UTF-8", "TZ": "UTC", **settings}
+        # Airflow does not run as a user without a name, as those of containers often are.
+        user = {"USER": "chm", "LOGNAME": "chm", "HOME": str(self.state)}
+        return {"PATH": path, "LANG": "C.UTF-8", "TZ": "UTC", **user, **settings}
 
     def run(self, environ: Mapping[str, str], *argv: str) -> None:
         """Run one of the server's programs to its end."""
@@ -84,13 +86,14 @@ def free_port() -> int:
         return port
 
 
-def answers(url: str) -> Callable[[], bool]:
-    """A readiness test: does this URL answer 200?"""
+def answers(url: str, needs: Callable[[httpx.Response], bool] = lambda answer: True) -> Callable[[], bool]:
+    """A readiness test: does this URL answer 200, and what is needed?"""
 
     def ask() -> bool:
         try:
-            return httpx.get(url, trust_env=False, timeout=5).status_code == 200
+            answer = httpx.get(url, trust_env=False, timeout=5)
         except httpx.HTTPError:
             return False
+        return answer.status_code == 200 and needs(answer)
 
     return ask

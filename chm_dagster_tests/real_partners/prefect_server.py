@@ -2,6 +2,7 @@
 
 import dataclasses
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -146,7 +147,11 @@ def prefect() -> Iterator[Prefect]:
         port = free_port()
         base_url = f"http://127.0.0.1:{port}/api"
         password = secrets.token_urlsafe(12)
+        # By default all users of a machine share a folder, which belongs to the first of them.
+        scratch = here.state / "tmp"
+        scratch.mkdir()
         settings = {
+            "TMPDIR": str(scratch),
             "PREFECT_HOME": str(here.state),
             "PREFECT_API_URL": base_url,
             "PREFECT_API_AUTH_STRING": f"chm:{password}",
@@ -158,14 +163,14 @@ def prefect() -> Iterator[Prefect]:
         environ = here.environ(settings)
         serve = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
         here.start("server", environ, serve, answers(f"{base_url}/health"))
-        here.start("flows", environ, ["python", str(HERE / "flows.py")], None)
         with httpx.Client(base_url=base_url, auth=("chm", password), trust_env=False, timeout=60) as client:
             server = Prefect(base_url, password, client)
-            wait_until("the flows are served", lambda: _all_served(server))
+            here.start("flows", environ, ["python", str(HERE / "flows.py")], lambda: _all_served(server))
             yield server
 
 
 def _all_served(server: Prefect) -> bool:
+    time.sleep(0.5)
     server.learn_deployments()
     return server.deployments.keys() >= set(LIFECYCLE)
 
