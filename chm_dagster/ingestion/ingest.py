@@ -12,13 +12,12 @@ from chm_dagster.domain.inventory import IngestedPipeline
 from chm_dagster.domain.runs import Observation, Rejection
 from chm_dagster.errors import Busy, ConfigError
 from chm_dagster.ingestion.landing import Landing
-from chm_dagster.ingestion.prefetch import prefetched
 from chm_dagster.ingestion.report import SAMPLES, IngestReport, PipelineReport
 from chm_dagster.partners.connections import partner_of
 from chm_dagster.partners.port import Done, Failed, Gone, Page, Partner, Target
 from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.open_runs import open_runs, told_runs
-from chm_dagster.warehouse.runs import BATCH, Watermark
+from chm_dagster.warehouse.runs import PART, Watermark
 from chm_dagster.warehouse.session import PATIENCE_SECONDS, LedgerWriter, ledger_writer
 
 CONNECTIONS_AT_ONCE = 16
@@ -190,7 +189,7 @@ def _merge_share(
     watermarks: list[Watermark] = []
     rejections: list[tuple[str, Rejection]] = []
     batches = _batches(_mapped(share, landing, reports, watermarks, rejections))
-    for pipeline_id, tally in writer.write(prefetched(batches), watermarks, rehearsal=rehearsal).items():
+    for pipeline_id, tally in writer.write(batches, watermarks, rehearsal=rehearsal).items():
         row = reports[pipeline_id]
         row.inserted, row.updated = tally.inserted, tally.updated
         row.unchanged, row.stale = tally.unchanged, tally.stale
@@ -208,8 +207,7 @@ def _mapped(
     """The observations that landed; everything else of what landed goes to the reports, watermarks and rejections."""
     for event in landing.events(share.partner.name):
         if isinstance(event, Page | Gone):
-            for pipeline, mapped in _mapped_records(share, event):
-                row = reports[pipeline.id]
+            for row, mapped in _mapped_records(share, event, reports):
                 row.fetched += 1
                 if isinstance(mapped, Rejection):
                     rejections.append((row.key, mapped))
@@ -226,16 +224,23 @@ def _mapped(
                 watermarks.append(Watermark(pipeline.id, event.synced_through, event.observed_at))
 
 
-def _mapped_records(share: Share, event: Page | Gone) -> Iterator[tuple[IngestedPipeline, Observation | Rejection]]:
+def _mapped_records(
+    share: Share, event: Page | Gone, reports: Mapping[UUID, PipelineReport]
+) -> Iterator[tuple[PipelineReport, Observation | Rejection]]:
     """What each of these records says of each pipeline that it belongs to."""
     if isinstance(event, Gone):
         for pipeline in share.by_external_id.get(event.external_id, ()):
-            yield from ((pipeline, run.gone(pipeline.id, event.observed_at)) for run in event.runs)
+            yield from ((reports[pipeline.id], run.gone(pipeline.id, event.observed_at)) for run in event.runs)
         return
-    map_record = share.partner.map_record
+    map_record, observed_at = share.partner.map_record, event.observed_at
+    # Neighbours are mostly of the same pipelines; looking these up for every record would cost as much as parsing it.
+    owner, places = "", list[tuple[UUID, PipelineReport]]()
     for external_id, record in event.records:
-        for pipeline in share.by_external_id.get(external_id, ()):
-            yield pipeline, map_record(pipeline.id, record, event.observed_at)
+        if external_id != owner:
+            owner = external_id
+            places = [(p.id, reports[p.id]) for p in share.by_external_id.get(external_id, ())]
+        for pipeline_id, row in places:
+            yield row, map_record(pipeline_id, record, observed_at)
 
 
 def _of(share: Share, event: Done | Failed) -> Iterator[IngestedPipeline]:
@@ -260,7 +265,7 @@ def _batches(observations: Iterator[Observation]) -> Iterator[list[Observation]]
     batch: list[Observation] = []
     for observation in observations:
         batch.append(observation)
-        if len(batch) == BATCH:
+        if len(batch) == PART:
             yield batch
             batch = []
     if batch:

@@ -2,18 +2,25 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from datetime import datetime
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
+from psycopg import generators
+from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGresult
 
 from chm_dagster.domain.runs import Observation
 from chm_dagster.warehouse.staging import COLUMNS, KEY, encode
 
-BATCH = 10_000
+PART = 250
+"""Observations that are made ready at a time: what was just made is still in the processor's cache."""
+BATCH = 5_000
 """Observations per statement: past this, a larger batch loads no faster and only costs memory."""
 
 _CREATE_STAGING = """
@@ -110,7 +117,8 @@ WITH judged AS MATERIALIZED (
 )
 SELECT pipeline_id, verdict, count(*) FROM judged GROUP BY 1, 2
 UNION ALL
-SELECT pipeline_id, CASE WHEN inserted THEN 'inserted' ELSE 'updated' END, count(*) FROM written GROUP BY 1, 2
+SELECT pipeline_id, CASE WHEN inserted THEN 'inserted' ELSE 'updated' END, count(*) FROM written GROUP BY 1, 2;
+TRUNCATE pg_temp.staged_runs
 """  # noqa: S608 - built from the constants above
 
 _ADVANCE = """
@@ -156,13 +164,9 @@ def merge_runs(connection: sa.Connection, observations: Sequence[Observation]) -
     An observation is written only if it is not older than the stored row and says something else. Returns the tally
     of each pipeline; the four counts of all of them add up to `len(observations)`.
     """
-    tallies: dict[UUID, Tally] = defaultdict(Tally)
-    cursor = _cursor(connection)
-    cursor.execute(_CREATE_STAGING)
-    for first in range(0, len(observations), BATCH):
-        for round_ in _rounds(observations[first : first + BATCH], tallies):
-            _merge_round(cursor, round_, tallies)
-    return dict(tallies)
+    with RunMerge(connection) as merge:
+        merge.add(observations)
+    return merge.tallies
 
 
 def advance_watermarks(connection: sa.Connection, watermarks: Iterable[Watermark]) -> None:
@@ -171,6 +175,107 @@ def advance_watermarks(connection: sa.Connection, watermarks: Iterable[Watermark
     if rows:
         columns = ([w.pipeline_id for w in rows], [w.synced_through for w in rows], [w.observed_through for w in rows])
         _cursor(connection).execute(_ADVANCE, columns)
+
+
+_Key: TypeAlias = tuple[int, str]
+
+
+class RunMerge:
+    """Brings the ledger up to a stream of observations, in the caller's transaction; to be used as a context manager.
+
+    `tallies` is complete at its end. One thread and one session keep both processes at work: rows flow into the staging
+    table while the caller makes more of them, and while Postgres merges a full one, the next rows wait here.
+    """
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self.tallies: dict[UUID, Tally] = {}
+        self._cursor = _cursor(connection)
+        self._keys: set[_Key] = set()
+        self._waiting: list[bytes] = []
+        self._copy: psycopg.Copy | None = None
+        self._copying = ExitStack()
+        self._merging = False
+
+    def __enter__(self) -> "RunMerge":
+        self._cursor.execute(_CREATE_STAGING)
+        self._cursor.execute("TRUNCATE pg_temp.staged_runs")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._merge()
+            self._count()
+            return
+        # The session has to be free of both before anybody can roll back; what they say to that is of no interest.
+        with suppress(psycopg.Error):
+            self._copying.__exit__(kind, error, traceback)
+        with suppress(psycopg.Error):
+            self._count()
+
+    def add(self, observations: Sequence[Observation]) -> None:
+        """Take more observations. They may be written at any time until the end."""
+        for first in range(0, len(observations), PART):
+            for part in _rounds(observations[first : first + PART], self._tally):
+                self._stage(part)
+
+    def _stage(self, part: dict[_Key, Observation]) -> None:
+        # No statement may meet a run twice, and none may grow without end.
+        if len(self._keys) + len(part) > BATCH or not self._keys.isdisjoint(part):
+            self._merge()
+        self._keys |= part.keys()
+        self._waiting.append(encode(part.values()))
+        if not self._is_merging():
+            self._flush()
+
+    def _flush(self) -> None:
+        """Hand over what waits, as soon as Postgres can take it."""
+        self._count()
+        if self._copy is None:
+            self._copy = self._copying.enter_context(self._cursor.copy(_COPY))
+        for block in self._waiting:
+            self._copy.write(block)
+        self._waiting.clear()
+
+    def _merge(self) -> None:
+        """Have Postgres merge what is staged, and do not wait for it."""
+        if not self._keys:
+            return
+        self._flush()
+        self._copy = None
+        self._copying.close()
+        self._keys.clear()
+        pgconn = self._cursor.connection.pgconn
+        pgconn.send_query(_MERGE.encode())
+        self._cursor.connection.wait(generators.send(pgconn))
+        self._merging = True
+
+    def _is_merging(self) -> bool:
+        pgconn = self._cursor.connection.pgconn
+        pgconn.consume_input()
+        return self._merging and bool(pgconn.is_busy())
+
+    def _count(self) -> None:
+        """Wait for the merge under way, if there is one, and count what became of its observations."""
+        if not self._merging:
+            return
+        self._merging = False
+        connection = self._cursor.connection
+        results = connection.wait(generators.fetch_many(connection.pgconn))
+        for result in results:
+            if result.status == ExecStatus.FATAL_ERROR:
+                raise psycopg.errors.error_from_result(result, connection.info.encoding)
+        for pipeline_id, count in _counts(results[0]).items():
+            inserted, updated = count.get("inserted", 0), count.get("updated", 0)
+            # Judged as news, but not written: another writer got in between with something newer.
+            outrun = count.get("new", 0) + count.get("newer", 0) - inserted - updated
+            self._tally(pipeline_id).add(
+                Tally(inserted, updated, count.get("unchanged", 0), count.get("stale", 0) + outrun)
+            )
+
+    def _tally(self, pipeline_id: UUID) -> Tally:
+        return self.tallies.setdefault(pipeline_id, Tally())
 
 
 def _cursor(connection: sa.Connection) -> psycopg.Cursor[Any]:
@@ -182,43 +287,40 @@ def _cursor(connection: sa.Connection) -> psycopg.Cursor[Any]:
     return driver.cursor()
 
 
-def _rounds(batch: Sequence[Observation], tallies: Mapping[UUID, Tally]) -> Iterable[list[Observation]]:
-    """Split a batch so that no statement meets a run twice, and count what is settled without asking the database.
+def _rounds(part: Sequence[Observation], tally: Callable[[UUID], Tally]) -> Iterator[dict[_Key, Observation]]:
+    """Split a part so that no statement meets a run twice, and count what is settled without asking the database.
 
     Nearly always one round. Further rounds hold different records of one run from one and the same request.
     """
-    if len({(o.pipeline_id, o.external_run_id) for o in batch}) == len(batch):
-        yield list(batch)
+    by_key = {_key(o): o for o in part}
+    if len(by_key) == len(part):
+        yield by_key
         return
-    newest: dict[tuple[UUID, str], list[Observation]] = {}
-    for o in batch:
-        key = (o.pipeline_id, o.external_run_id)
-        rivals = newest.get(key)
-        if rivals is None:
-            newest[key] = [o]
-        elif o.knowledge > rivals[0].knowledge:
-            tallies[o.pipeline_id].stale += len(rivals)
-            newest[key] = [o]
+    newest: dict[_Key, list[Observation]] = {}
+    for o in part:
+        rivals = newest.setdefault(_key(o), [])
+        if not rivals or o.knowledge > rivals[0].knowledge:
+            tally(o.pipeline_id).stale += len(rivals)
+            rivals[:] = [o]
         elif o.knowledge < rivals[0].knowledge:
-            tallies[o.pipeline_id].stale += 1
+            tally(o.pipeline_id).stale += 1
         elif o in rivals:
-            tallies[o.pipeline_id].unchanged += 1
+            tally(o.pipeline_id).unchanged += 1
         else:
             rivals.append(o)
-    depth = max((len(rivals) for rivals in newest.values()), default=0)
-    for n in range(depth):
-        yield [rivals[n] for rivals in newest.values() if len(rivals) > n]
+    for n in range(max(map(len, newest.values()))):
+        yield {key: rivals[n] for key, rivals in newest.items() if len(rivals) > n}
 
 
-def _merge_round(cursor: psycopg.Cursor[Any], observations: list[Observation], tallies: dict[UUID, Tally]) -> None:
-    cursor.execute("TRUNCATE pg_temp.staged_runs")
-    with cursor.copy(_COPY) as copy:
-        copy.write(encode(observations))
+def _key(observation: Observation) -> _Key:
+    # A UUID is hashed by Python code, the number in it by C.
+    return observation.pipeline_id.int, observation.external_run_id
+
+
+def _counts(merged: PGresult) -> dict[UUID, dict[str, int]]:
+    """How many of each pipeline's observations had each verdict, from the merge's rows of text."""
     counts: dict[UUID, dict[str, int]] = defaultdict(dict)
-    for pipeline_id, verdict, count in cursor.execute(_MERGE).fetchall():
-        counts[pipeline_id][verdict] = count
-    for pipeline_id, count in counts.items():
-        inserted, updated = count.get("inserted", 0), count.get("updated", 0)
-        # Judged as news, but not written: another writer got in between with something newer.
-        outrun = count.get("new", 0) + count.get("newer", 0) - inserted - updated
-        tallies[pipeline_id].add(Tally(inserted, updated, count.get("unchanged", 0), count.get("stale", 0) + outrun))
+    for row in range(merged.ntuples):
+        pipeline_id, verdict, count = ((merged.get_value(row, column) or b"").decode() for column in range(3))
+        counts[UUID(pipeline_id)][verdict] = int(count)
+    return counts

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from chm_dagster.domain.runs import Observation
 from chm_dagster.errors import Busy, DatabaseUnavailable
 from chm_dagster.warehouse.engine import Engine, database_errors, is_lock_timeout
-from chm_dagster.warehouse.runs import Tally, Watermark, advance_watermarks, merge_runs
+from chm_dagster.warehouse.runs import RunMerge, Tally, Watermark, advance_watermarks
 
 _CLAIM = sa.text("SELECT pg_advisory_lock(hashtextextended('chm/connection/' || :name, 0))")
 PATIENCE_SECONDS = 120.0
@@ -64,17 +64,16 @@ class LedgerWriter:
 
         Raises DatabaseUnavailable; then nothing of it was written.
         """
-        totals: dict[UUID, Tally] = {}
         with database_errors(), self._connection.begin() as transaction:
             self._connection.execute(sa.text("SET LOCAL work_mem = '64MB'"))
-            for batch in batches:
-                for pipeline_id, tally in merge_runs(self._connection, batch).items():
-                    totals.setdefault(pipeline_id, Tally()).add(tally)
+            with RunMerge(self._connection) as merge:
+                for batch in batches:
+                    merge.add(batch)
             advance_watermarks(self._connection, watermarks)
             if rehearsal:
                 transaction.rollback()
         self._last_used = time.monotonic()
-        return totals
+        return merge.tallies
 
 
 @contextmanager

@@ -70,7 +70,7 @@ class GenericMapping:
         status, reason, unknown = self._status(field("status"), field("status_reason"))
         latest = observed_at + values.SLACK
         done = status is not RunStatus.RUNNING
-        started_at, finished_at, duration = _times(record, done, latest)
+        started_at, finished_at, updated_at, duration = _times(record, done, latest)
         failed = status is RunStatus.FAILED or status is RunStatus.CANCELED
         masked = values.masked_record(record)
         return Observation(
@@ -87,7 +87,7 @@ class GenericMapping:
             payload=values.fitting_record(masked),
             attempt=values.attempt(field("attempt")),
             progress=0 if self._reopens or not done else 1,
-            source_version=values.parse_time(field("updated_at"), "updated_at", latest),
+            source_version=updated_at,
             observed_at=observed_at,
             unknown_status=unknown,
         )
@@ -113,17 +113,21 @@ class GenericMapping:
 
 def _times(
     record: dict[str, Any], done: bool, latest: datetime
-) -> tuple[datetime | None, datetime | None, float | None]:
-    """Start, finish and duration in seconds. Raises InputError for a time that cannot be used.
+) -> tuple[datetime | None, datetime | None, datetime | None, float | None]:
+    """Start, finish, last change, and duration in seconds. Raises InputError for a time that cannot be used.
 
     A run that is not finished has neither finish nor duration, whatever the record says: it may have been reopened.
     """
     started = values.parse_time(record.get("started_at"), "started_at", latest)
     finished = values.parse_time(record.get("finished_at"), "finished_at", latest) if done else None
+    updated_at = record.get("updated_at")
+    # Most finished runs were last touched when they finished.
+    same = finished is not None and updated_at == record["finished_at"]
+    updated = finished if same else values.parse_time(updated_at, "updated_at", latest)
     duration = values.duration(started, finished, record.get("duration_seconds")) if done else None
     if started is None:
         # Stands in for the start where it orders runs, but the time in the queue is no part of the duration.
         started = values.parse_time(record.get("created_at"), "created_at", latest)
     if started is None and finished is None and done:
         raise InputError("started_at", "missing, as are finished_at and created_at; a finished run needs one of them")
-    return started, finished, duration
+    return started, finished, updated, duration
