@@ -6,7 +6,6 @@ from pathlib import Path
 
 import dagster as dg
 
-from chm_dagster.errors import ChmError
 from chm_dagster.ingestion.landing import LandingZone
 from chm_dagster.partners.connections import all_partners
 from chm_dagster.partners.port import Partner
@@ -48,10 +47,7 @@ class PartnersResource(dg.ConfigurableResource[dict[str, Partner]]):
     def create_resource(self, context: dg.InitResourceContext) -> dict[str, Partner]:
         """No request is made before a sweep. Fails with one line for each mistake in the file."""
         file = Path(self.file) if self.file else None
-        try:
-            return all_partners(file, self.variables, self.base_url or None, self.token or None)
-        except ChmError as error:
-            raise dg.Failure(str(error), allow_retries=False) from None
+        return all_partners(file, self.variables, self.base_url or None, self.token or None)
 
 
 class LandingResource(dg.ConfigurableResource[LandingZone]):
