@@ -7,7 +7,8 @@ from pydantic import Field, StringConstraints
 
 from chm_dagster.domain.inventory import Platform
 from chm_dagster.errors import ConfigError
-from chm_dagster.partners.declared.model import Model, Rest
+from chm_dagster.partners.declared.base import Model
+from chm_dagster.partners.declared.model import Rest
 from chm_dagster.partners.yaml_lines import Document, checked, parsed
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]

@@ -11,9 +11,10 @@ from chm_dagster.partners.addresses import checked_base
 from chm_dagster.partners.connections_file import Connection, PartnersFile
 from chm_dagster.partners.declared.feed import RestFeed
 from chm_dagster.partners.declared.mapping import RestMapping
-from chm_dagster.partners.declared.model import FixedAuth, NoAuth, Option, Rest
+from chm_dagster.partners.declared.model import Option, Rest
 from chm_dagster.partners.declared.proving import Prover, fitting, ways_in_words
 from chm_dagster.partners.declared.template import render
+from chm_dagster.partners.declared.ways import FixedAuth, NoAuth
 from chm_dagster.partners.generic.feed import GenericFeed
 from chm_dagster.partners.generic.mapping import GenericMapping
 from chm_dagster.partners.http import HttpPolicy, PartnerHttp

@@ -217,6 +217,7 @@ def test_a_connection_says_what_it_is(tmp_path: Path) -> None:
         ("items: runs", "itens: runs", "connections.loader.rest.runs.itens: unknown field; did you mean items?"),
         ("title: Loader", "title: Loader\n      paging: {kind: cursr}", "did you mean cursor?"),
         ("title: Loader", "title: Loader\n      auth: [{kind: heeder}]", "rest.auth.0"),
+        ("title: Loader", "title: Loader\n      paging: {kind: page, query: {p: '${pag}'}}", "did you mean ${page}?"),
         ("title: Loader", "title: Loader\n      paging: {kind: cursor}", "rest.paging: cursor needs next"),
     ],
 )

@@ -5,27 +5,16 @@ or a list for instance; within a longer text it becomes part of it. Where a valu
 the history is asked for), the whole field is left out of the request.
 """
 
-import difflib
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from chm_dagster.domain.inventory import PipelineType, Platform
+from chm_dagster.partners.declared.base import ASKED, Model, checked_names
 from chm_dagster.partners.declared.paging import Paging
 from chm_dagster.partners.declared.template import names
-
-ASKED = frozenset(
-    "since until now id ids run_id run_ids page_size cursor offset page before".split()  # noqa: SIM905 - reads better
-)
-"""What the templates of requests may name, besides options.name."""
-
-
-class Model(BaseModel):
-    """What all parts share: unknown fields are refused, and nothing changes later."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
+from chm_dagster.partners.declared.ways import Auth, NoAuth
 
 Paths = Annotated[list[str], Field(min_length=1)]
 """Places in a record, the first that holds something counts."""
@@ -48,7 +37,7 @@ class Request(Model):
     @field_validator("path", "query", "body", "headers")
     @classmethod
     def _names_are_known(cls, value: Any) -> Any:
-        return _checked(value, ASKED, ("options.",))
+        return checked_names(value, ASKED, ("options.",))
 
 
 class Pass(Request):
@@ -97,16 +86,6 @@ class Shown(Model):
     """One of the five statuses of a run; `drop` for what is no run yet."""
     reason: str | None = None
     """What to tell people, where the word itself does not say it."""
-
-
-def _checked(template: Any, known: frozenset[str], families: tuple[str, ...]) -> Any:
-    """The template, if everything that it names is known. Raises ValueError."""
-    for name in names(template):
-        if name not in known and not name.startswith(families):
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean ${{{close[0]}}}?" if close else f"known: {', '.join([*sorted(known), *families])}"
-            raise ValueError(f"there is no ${{{name}}}; {hint}")
-    return template
 
 
 def _texts(words: Any) -> Any:
@@ -264,52 +243,6 @@ class Option(Model):
     type: Literal["text", "number", "boolean"] = "text"
     required: bool = False
     default: str | int | float | bool | None = None
-
-
-class FixedAuth(Model):
-    """A header or a parameter with every request. `value` is a template over ${credentials.name}."""
-
-    kind: Literal["header", "query", "basic"]
-    """`basic` encodes value, written as user:password, as HTTP Basic."""
-    name: str = "Authorization"
-    value: str
-
-    @field_validator("value")
-    @classmethod
-    def _names_are_known(cls, value: str) -> str:
-        return str(_checked(value, frozenset(), ("credentials.", "options.")))
-
-
-class NoAuth(Model):
-    """No credentials."""
-
-    kind: Literal["none"]
-
-
-class Login(Model):
-    """A token that is fetched with credentials: from the partner itself, or from `url` (OAuth2 client credentials)."""
-
-    kind: Literal["login"]
-    url: str | None = None
-    """The address of a token service elsewhere, a template over ${options.name}."""
-    path: str = ""
-    """The path below base_url, or below url."""
-    body: dict[str, Any] | None = None
-    """Sent as JSON."""
-    form: dict[str, str] | None = None
-    """Sent as a form."""
-    token: str = "access_token"  # noqa: S105 - the name of a field
-    """Where the token is in the answer."""
-    name: str = "Authorization"
-    prefix: str = "Bearer "
-
-    @field_validator("url", "path", "body", "form")
-    @classmethod
-    def _names_are_known(cls, value: Any) -> Any:
-        return _checked(value, frozenset(), ("credentials.", "options."))
-
-
-Auth = Annotated[FixedAuth | NoAuth | Login, Field(discriminator="kind")]
 
 
 class Rest(Model):

@@ -2,13 +2,13 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from chm_dagster.partners.declared.base import ASKED, Model, checked_names
 
 
-class Paging(BaseModel):
+class Paging(Model):
     """How a list goes on. Its `query` and `body` are laid over those of the request, and are templates as well."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     kind: Literal["none", "offset", "page", "cursor", "link", "keyset"] = "none"
     """`offset`: ${offset} rows are skipped. `page`: ${page} is counted. `cursor`: ${cursor} comes with the answer.
@@ -37,6 +37,11 @@ class Paging(BaseModel):
     """For `keyset`: added to the value, so that rows with the very same value are not lost; they come twice instead."""
     otherwise: "Paging | None" = None
     """For `cursor`: how to page a partner whose answer has no `next`, because it is older than that."""
+
+    @field_validator("query", "body")
+    @classmethod
+    def _names_are_known(cls, value: Any) -> Any:
+        return checked_names(value, ASKED, ("options.",))
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> "Paging":

@@ -6,9 +6,9 @@ from typing import Any
 
 from chm_dagster.errors import ConfigError
 from chm_dagster.partners.credentials import Credentials, Fixed, Session, Transport, basic, header
-from chm_dagster.partners.declared.model import Auth, FixedAuth, Login, NoAuth
 from chm_dagster.partners.declared.places import find
 from chm_dagster.partners.declared.template import ABSENT, fill, names, render
+from chm_dagster.partners.declared.ways import Auth, FixedAuth, Login, NoAuth
 from chm_dagster.partners.http import Ask, HttpPolicy, PartnerHttp
 
 _PREFIX = "credentials."
