@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from chm_dagster.errors import AuthError, ConfigError
 from chm_dagster.partners.connections import all_partners, configured, default_partners, named_variables, partner_of
 from chm_dagster.partners.connections_file import json_schema
 from chm_dagster.partners.declared.model import Rest
+from chm_dagster.partners.declared.proving import needed
 from chm_dagster.partners.platforms.registry import shipped
 from chm_dagster.partners.port import Failed, Partner, Target
 
@@ -357,3 +359,20 @@ def test_the_schema_is_printed_for_editors() -> None:
     command = [sys.executable, "-m", "chm_dagster.cli.main", "partner", "schema"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert json.loads(printed.stdout) == json_schema()
+
+
+def test_the_page_on_partners_says_of_every_shipped_api_how_it_is_known() -> None:
+    page = (ROOT / "docs" / "partners.md").read_text()
+    rows = {line.split("`")[1]: line.split("|") for line in page.splitlines() if line.startswith("| `")}
+    assert set(rows) == {*shipped(), "generic"}
+    for name, api in shipped().items():
+        _, _, platform, known, _, credentials, _ = (cell.strip() for cell in rows[name])
+        assert platform == api.platform.value
+        assert known.startswith("the real server") == (api.verified == "real_server")
+        wanted = {" + ".join(sorted(needed(way))) or "none" for way in api.auth}
+        told = {
+            " + ".join(sorted(part.strip().split(" + ")))
+            for part in re.split(r", or |, |\bor\b", credentials)
+            if part.strip()
+        }
+        assert told == wanted, name
