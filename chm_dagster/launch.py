@@ -1,6 +1,7 @@
 """Run the ingest job here and now, as a Dagster run that the UI shows; `chm ingest` starts this in a process.
 
-Usage: `python -m chm_dagster.launch '<IngestConfig as JSON>'`. Prints the Dagster run's id. Exit code 0: all is well,
+Usage: `python -m chm_dagster.launch '<IngestConfig as JSON>' [--alone]`. Prints the Dagster run's id. `--alone` says
+that nothing else runs on this Dagster instance, so that what looks unfinished was cut off. Exit code 0: all is well,
 1: some pipelines failed or a gate is closed, 2: it could not start.
 """
 
@@ -12,6 +13,7 @@ import dagster as dg
 import orjson
 
 from chm_dagster.definitions import defs
+from chm_dagster.defs.ingestion.automation import fail_leftovers
 from chm_dagster.defs.partitions import sync_partitions
 from chm_dagster.settings import Settings
 from chm_dagster.warehouse.engine import make_engine
@@ -24,6 +26,8 @@ def main() -> int:
     url = Settings.from_env(os.environ).database_url
     assert url is not None  # noqa: S101 - `chm ingest` sets it
     with dg.DagsterInstance.get() as instance:
+        if "--alone" in sys.argv[2:]:
+            fail_leftovers(instance)
         sync_partitions(instance, make_engine(url))
         print(run_id, flush=True)  # noqa: T201 - the answer to whoever started this process
         result = (

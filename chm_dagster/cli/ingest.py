@@ -69,8 +69,13 @@ def _wanted(pipeline: IngestedPipeline, clients: list[str], pipelines: list[str]
     return (not clients and not pipelines) or pipeline.client_slug in clients or pipeline.key in pipelines
 
 
-def run(stack: Stack, keys: list[str], *, everything: bool, since: datetime | None) -> tuple[IngestReport, int]:
-    """Start the Dagster run in a process of its own and follow it. Returns its report and exit code."""
+def run(
+    stack: Stack, keys: list[str], *, everything: bool, since: datetime | None, alone: bool = False
+) -> tuple[IngestReport, int]:
+    """Start the Dagster run in a process of its own and follow it. Returns its report and exit code.
+
+    `alone`: nothing else runs on this Dagster instance, so leftovers of a crash may be cleared away.
+    """
     config: dict[str, Any] = {"pipelines": [] if everything else keys, "everything": everything}
     if since is not None:
         config["since"] = since.isoformat()
@@ -82,7 +87,7 @@ def run(stack: Stack, keys: list[str], *, everything: bool, since: datetime | No
         progress_file.touch()
         config["progress_file"] = str(progress_file)
         process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-            python("-m", "chm_dagster.launch", orjson.dumps(config).decode()),
+            python("-m", "chm_dagster.launch", orjson.dumps(config).decode(), *(["--alone"] if alone else [])),
             env=stack.environment(),
             cwd=stack.dagster_home,
             stdout=subprocess.PIPE,

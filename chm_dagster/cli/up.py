@@ -25,7 +25,6 @@ SANDBOX_SEED, SANDBOX_PIPELINES = 7, 24
 def up() -> None:
     """Start everything, ingest once, and serve until Ctrl-C."""
     settings = load_settings()
-    settings.home.mkdir(parents=True, exist_ok=True)
     with Supervisor(settings.home, say=_say) as supervisor:
         _require_ports(settings)
         stack = _start_database(settings, supervisor)
@@ -99,7 +98,8 @@ def _ingest_once(stack: Stack, engine: Engine) -> None:
         _say("no active pipeline has an external id: nothing to ingest yet")
         return
     _say(f"ingesting {len(keys)} pipelines")
-    report, _ = run(stack, keys, everything=True, since=None)
+    # On a server of our own, the lock on the home says that nobody else runs here.
+    report, _ = run(stack, keys, everything=True, since=None, alone=stack.settings.database_url is None)
     show_report(report, Format.TABLE)
 
 

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from chm_dagster.defs.ingestion.automation import fail_leftovers
 from chm_dagster.errors import AuthError
 from chm_dagster.partners.port import Done, Failed, Page, Target
 from chm_dagster.warehouse.warehouse import Warehouse
@@ -127,6 +128,17 @@ def test_the_run_is_started_by_a_schedule_that_waits_for_the_one_before(deployme
     tick = schedule.evaluate_tick(context)
     assert not tick.run_requests
     assert "still at work" in (tick.skip_message or "")
+
+
+def test_a_sweep_that_a_crash_cut_off_does_not_hold_the_schedule_up(deployment: Deployment) -> None:
+    job = deployment.defs.resolve_job_def("ingest")
+    tags = {"dagster/schedule_name": "sweep"}
+    cut = deployment.instance.create_run_for_job(job, tags=tags, status=dg.DagsterRunStatus.STARTED)
+    assert fail_leftovers(deployment.instance) == 1
+    found = deployment.instance.get_run_by_id(cut.run_id)
+    assert found is not None and found.status == dg.DagsterRunStatus.FAILURE
+    schedule = deployment.defs.resolve_schedule_def("sweep")
+    assert schedule.evaluate_tick(dg.build_schedule_context(instance=deployment.instance)).run_requests
 
 
 def test_partitions_follow_the_inventory(deployment: Deployment) -> None:
