@@ -31,11 +31,11 @@ def as_inventory(
 ) -> dict[str, Any]:
     """The pipelines as inventory YAML holds them, under one client (slug, name). `taken` are slugs that are in use.
 
-    Names that more than one pipeline has are told apart by the pipelines' ids. Raises ConfigError for a partner whose
-    pipelines can be of any platform.
+    Names that more than one pipeline has are told apart by the pipelines' ids. Raises ConfigError for pipelines of
+    which nobody says where they run.
     """
-    if partner.platform is None:
-        raise ConfigError(f"connection {partner.name} does not say whose pipelines it has")
+    if partner.platform is None and any(pipeline.platform is None for pipeline in found):
+        raise ConfigError(f"connection {partner.name} does not say where its pipelines run; give it a platform")
     slug, name = client
     names = [_short(pipeline.name) for pipeline in found]
     pipelines: dict[str, Any] = {}
@@ -47,7 +47,7 @@ def as_inventory(
         used.add(key)
         pipelines[key] = {
             "name": label,
-            "platform": partner.platform.value,
+            "platform": str(pipeline.platform or partner.platform),
             "connection": partner.name,
             "external_id": pipeline.external_id,
             "pipeline_type": pipeline.pipeline_type.value,

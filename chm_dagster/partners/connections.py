@@ -28,7 +28,9 @@ class Connection:
 
     def partner(self) -> Partner:
         """The connection as ingestion sees it."""
-        capabilities = Capabilities(scope="account", reopens=self.reopens, gives_errors=True, gives_rows=True)
+        capabilities = Capabilities(
+            scope="account", reopens=self.reopens, gives_errors=True, gives_rows=True, lists_pipelines=True
+        )
         return Partner(self.name, self._open_feed, GenericMapping(reopens=self.reopens), capabilities=capabilities)
 
     def _open_feed(self) -> RunFeed:

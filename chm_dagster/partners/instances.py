@@ -227,7 +227,7 @@ def _capabilities(one: Instance) -> Capabilities:
     rest = one.rest
     if rest is None:
         reopens = bool(one.settings["reopens"])
-        return Capabilities(scope="account", reopens=reopens, gives_errors=True, gives_rows=True)
+        return Capabilities("account", reopens, gives_errors=True, gives_rows=True, lists_pipelines=True)
     narrow = "ids" if rest.scope.narrow == "many" else "pipeline"
     return Capabilities(
         scope="account" if rest.scope.account else narrow,  # type: ignore[arg-type]

@@ -88,12 +88,16 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SourcePipeline:
-    """A pipeline as the partner lists it. `name` is for people; it need not be unique."""
+    """A pipeline as the partner lists it. `name` is for people; it need not be unique.
+
+    `platform` is where it runs, where the partner has pipelines of several.
+    """
 
     external_id: str
     name: str
     pipeline_type: PipelineType
     is_active: bool = True
+    platform: Platform | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ def test_long_names_fit_the_inventory() -> None:
 
 
 def test_a_partner_of_any_platform_cannot_say_what_its_pipelines_are() -> None:
-    with pytest.raises(ConfigError, match="does not say whose pipelines it has"):
+    with pytest.raises(ConfigError, match="does not say where its pipelines run"):
         as_inventory([source("a")], partner(platform=None), ("acme", "Acme"))
 
 

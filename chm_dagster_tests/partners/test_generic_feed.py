@@ -10,10 +10,11 @@ from urllib.parse import unquote
 
 import pytest
 
+from chm_dagster.domain.inventory import PipelineType, Platform
 from chm_dagster.errors import AuthError, PartnerError, Permanent, RateLimited, SchemaDrift, Transient
 from chm_dagster.partners.generic.feed import GenericFeed
 from chm_dagster.partners.http import HttpPolicy
-from chm_dagster.partners.port import Done, Failed, Page, Probe, RunFeed, Target
+from chm_dagster.partners.port import Done, Failed, Page, Probe, RunFeed, SourcePipeline, Target
 from chm_dagster.partners.retry import Misconfigured
 from chm_dagster_tests.partners.fault_server import (
     FaultServer,
@@ -556,3 +557,43 @@ def test_a_probe_of_nobody_says_so() -> None:
     found = asyncio.run(scene())
     assert not found.ok
     assert found.detail == "no usable answer: connection acme: /runs: could not be reached"
+
+
+# Listing
+
+
+def discovered(answer: Answer) -> Any:
+    async def scene() -> Any:
+        async with FaultServer(answer) as server:
+            feed = GenericFeed(partner_http(server.base_url))
+            try:
+                return await feed.discover()
+            except PartnerError as error:
+                return error
+            finally:
+                await feed.aclose()
+
+    return asyncio.run(scene())
+
+
+def test_pipelines_are_listed_page_by_page() -> None:
+    items = [
+        {"id": "b", "name": "Bills", "type": "export", "platform": "dbt"},
+        {"id": "a", "name": " ", "type": "odd", "platform": "odd"},
+        {"name": "nobody"},
+        "x",
+        {"id": 5},
+    ]
+    pages = in_turn(
+        json_reply({"pipelines": items, "next_cursor": "two"}),
+        json_reply({"pipelines": [{"id": "c", "type": []}], "next_cursor": None}),
+    )
+    assert discovered(pages) == [
+        SourcePipeline("a", "a", PipelineType.INGESTION),
+        SourcePipeline("b", "Bills", PipelineType.EXPORT, platform=Platform.DBT),
+        SourcePipeline("c", "c", PipelineType.INGESTION),
+    ]
+
+
+def test_a_list_of_pipelines_that_never_ends_is_drift() -> None:
+    assert isinstance(discovered(in_turn(json_reply({"pipelines": [], "next_cursor": "x"}))), SchemaDrift)

@@ -12,10 +12,11 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+from chm_dagster.domain.inventory import PipelineType, Platform
 from chm_dagster.errors import AuthError, PartnerError, Permanent, SchemaDrift
 from chm_dagster.partners.guards import MAX_PAGES, PageGuard
 from chm_dagster.partners.http import Answer, PartnerHttp
-from chm_dagster.partners.port import Done, Failed, Page, Probe, Target
+from chm_dagster.partners.port import Done, Failed, Page, Probe, SourcePipeline, Target
 from chm_dagster.partners.retry import Breaker
 from chm_dagster.partners.sweeping import DEFAULT_OVERLAP, Event, Sorter, batches, done, merged, side_by_side
 from chm_dagster.partners.verdicts import Refused
@@ -23,6 +24,8 @@ from chm_dagster.partners.verdicts import Refused
 logger = logging.getLogger(__name__)
 
 _ABSENT = frozenset({404, 405, 501})
+_TYPES = [kind.value for kind in PipelineType]
+_PLATFORMS = [platform.value for platform in Platform]
 
 
 class GenericFeed:
@@ -105,6 +108,14 @@ class GenericFeed:
             "base_url right? (a partner that has only /pipelines/{id}/runs looks the same from here)",
         )
 
+    async def discover(self) -> Sequence[SourcePipeline]:
+        """All pipelines of the partner, by external id. Raises PartnerError."""
+        breaker = Breaker(patience=self._http.policy.max_wait)
+        found: dict[str, SourcePipeline] = {}
+        async for _, items in self._pages(("pipelines",), None, breaker, "pipelines"):
+            found.update({pipeline.external_id: pipeline for item in items if (pipeline := _source(item)) is not None})
+        return [found[external_id] for external_id in sorted(found)]
+
     def _plan(self, targets: Sequence[Target]) -> tuple[list[list[Target]], list[Target]]:
         """Groups for account-wide passes, and the targets to be read one by one."""
         groups: list[list[Target]] = []
@@ -157,7 +168,7 @@ class GenericFeed:
             yield self._done((asked,), first)
 
     async def _pages(
-        self, path: Sequence[str], since: datetime | None, breaker: Breaker
+        self, path: Sequence[str], since: datetime | None, breaker: Breaker, noun: str = "runs"
     ) -> AsyncGenerator[tuple[Answer, list[Any]], None]:
         """The pages of one pass. Raises SchemaDrift for one that would not end."""
         params: dict[str, str] = {}
@@ -168,7 +179,7 @@ class GenericFeed:
         guard = PageGuard(self._http.connection, self._max_pages)
         while True:
             answer = await breaker.call(partial(self._http.get_json, path, dict(params)))
-            runs = _list_of(answer.body, "runs", self._http.connection)
+            runs = _list_of(answer.body, noun, self._http.connection)
             if "next_cursor" not in answer.body:
                 # It could mean the last page, or that the rest will never be told of.
                 raise self._drift("next_cursor is missing")
@@ -191,6 +202,20 @@ def _list_of(body: Mapping[str, Any], key: str, connection: str) -> list[Any]:
     if not isinstance(value, list):
         raise SchemaDrift(f"connection {connection}: {key} is missing or not a list")
     return value
+
+
+def _source(item: Any) -> SourcePipeline | None:
+    """The pipeline that an item of the list tells of; None for what is none."""
+    external_id = item.get("id") if isinstance(item, dict) else None
+    if not isinstance(external_id, str) or not external_id:
+        return None
+    name, kind, platform = item.get("name"), item.get("type"), item.get("platform")
+    return SourcePipeline(
+        external_id,
+        name if isinstance(name, str) and name.strip() else external_id,
+        PipelineType(kind) if kind in _TYPES else PipelineType.INGESTION,
+        platform=Platform(platform) if platform in _PLATFORMS else None,
+    )
 
 
 def _owners(run: Any) -> Sequence[str] | None:
