@@ -47,7 +47,7 @@ class Question:
 
 
 def run(database_url: str, size: LedgerSize = FULL) -> dict[str, Any]:
-    """Fill an empty database, ask, print a table. Returns p50 and p95 in milliseconds by question, and the statement."""
+    """Fill an empty database, ask, print a table. Returns p50 and p95 by question, and the statement."""
     engine = make_engine(database_url)
     try:
         begin = time.perf_counter()

@@ -495,7 +495,13 @@ FROM generate_series(
 ) AS b(starts)
 LEFT JOIN (
     SELECT
-        date_trunc(coalesce(CAST(:bucket AS text), 'day'), r.started_at AT TIME ZONE 'UTC') AS starts,
+        -- For hundreds of thousands of rows: date_trunc takes several times as long, and only months need it.
+        CASE coalesce(CAST(:bucket AS text), 'day')
+            WHEN 'hour' THEN date_bin('1 hour', r.started_at, CAST('2000-01-03 00:00:00+00' AS timestamptz))
+            WHEN 'day' THEN date_bin('1 day', r.started_at, CAST('2000-01-03 00:00:00+00' AS timestamptz))
+            WHEN 'week' THEN date_bin('7 days', r.started_at, CAST('2000-01-03 00:00:00+00' AS timestamptz))
+            ELSE date_trunc(coalesce(CAST(:bucket AS text), 'day'), r.started_at, 'UTC')
+        END AS starts,
         count(*) AS settled_runs,
         count(r.status_before) AS could_flip,
         count(*) FILTER (WHERE r.status <> r.status_before) AS flips,
@@ -517,7 +523,7 @@ LEFT JOIN (
     WHERE (CAST(:client_slug AS text) IS NULL OR c.slug = :client_slug)
       AND (CAST(:environment AS text) IS NULL OR p.environment = :environment)
     GROUP BY 1
-) AS n ON n.starts = b.starts
+) AS n ON n.starts = b.starts AT TIME ZONE 'UTC'
 ORDER BY b.starts;
 
 -- name: failures_over_time

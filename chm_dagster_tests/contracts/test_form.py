@@ -103,6 +103,11 @@ def test_every_promised_name_exists() -> None:
     assert set(queries()) >= PROMISED
 
 
+def test_the_readme_lists_exactly_these_queries() -> None:
+    readme = (CONTRACT.parent / "README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE)) == sorted(queries())
+
+
 @every_query
 def test_a_query_says_what_it_answers_and_its_parameters_take_what_they_say(query: Query) -> None:
     assert query.answers.endswith(".")
