@@ -37,9 +37,10 @@ class End:
     rows: int | None = None
 
     @property
-    def order(self) -> tuple[datetime, int, str]:
-        """The end that counts is the largest."""
-        return (self.at, _RANK.get(self.status, 0), self.error or "")
+    def order(self) -> tuple[datetime, int, str, str, int]:
+        """The end that counts is the largest. Every part takes part: of two ends that tie, the first to come would win."""
+        rows = -1 if self.rows is None else self.rows
+        return (self.at, _RANK.get(self.status, 0), self.error or "", self.reason or "", rows)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,21 +154,21 @@ def read_event(event: Any, latest: datetime) -> LineageEvent | Ignored:
     if "run" not in sent:
         return Ignored("it is about a job or a dataset, not about a run")
     job, run = _object(sent.get("job"), "job"), _object(sent["run"], "run")
-    kind = sent.get("eventType")
+    kind = _word(sent.get("eventType"))
     at = values.parse_time(sent.get("eventTime"), "eventTime", latest)
     if at is None:
         raise InputError("eventTime", "missing; send ISO 8601 with an offset")
     namespace, name = _text(job, "namespace", "job.namespace"), _text(job, "name", "job.name")
     run_id = values.run_id(run.get("runId"), "run.runId")
     about = _facet(job, "jobType")
-    if about.get("processingType") in _ENDLESS:
+    if _word(about.get("processingType")) in _ENDLESS:
         return Ignored("a stream has no runs")
     if kind not in _ENDS and kind not in _GOES_ON:
         return Ignored("its eventType says nothing of a status")
     parent = _facet(run, "parent")
     if parent and about.get("jobType") != "DAG":
-        return _of_a_task(str(kind), at, run, parent)
-    return _of_a_run(str(kind), at, LineageEvent(namespace, name, run_id, *_airflow(run), at, True), sent)
+        return _of_a_task(kind, at, run, parent)
+    return _of_a_run(kind, at, LineageEvent(namespace, name, run_id, *_airflow(run), at, True), sent)
 
 
 def _of_a_run(kind: str, at: datetime, event: LineageEvent, sent: Mapping[str, Any]) -> LineageEvent:
@@ -231,6 +232,11 @@ def _facet_part(thing: Any, name: str) -> Mapping[str, Any]:
     # Facets are free-form: what has not the usual form is as good as not there.
     part = thing.get(name) if isinstance(thing, dict) else None
     return part if isinstance(part, dict) else {}
+
+
+def _word(value: Any) -> str | None:
+    # A list or an object could not even be looked up among the words that are known.
+    return value if isinstance(value, str) else None
 
 
 def _object(value: Any, field: str) -> Mapping[str, Any]:

@@ -75,11 +75,13 @@ texts = st.sampled_from(["disk full", "no table", None])
 anything = st.lists(
     st.one_of(
         st.builds(
-            lambda kind, at, clear, error: sent(
+            lambda kind, at, clear, error, rows, task: sent(
                 kind,
                 at,
+                outputs=[] if rows is None else [{"outputFacets": {"outputStatistics": {"rowCount": rows}}}],
                 facets={
                     "airflowDagRun": {"dagRun": {"run_id": "r", "clear_number": clear}},
+                    "airflowState": {"tasksState": {"load": task}},
                     **({"errorMessage": {"message": error}} if error else {}),
                 },
             ),
@@ -87,6 +89,8 @@ anything = st.lists(
             times,
             st.integers(0, 2),
             texts,
+            st.sampled_from([None, 0, 7]),
+            st.sampled_from(["success", "skipped"]),
         ),
         st.builds(
             lambda kind, at, error: of_task(kind, at, error=error), st.sampled_from(["START", "FAIL"]), times, texts
@@ -143,6 +147,7 @@ def test_secrets_in_an_error_are_masked() -> None:
         ({"eventTime": "2026-11-23T12:00:00Z", "job": {"namespace": "a", "name": "b"}}, "not about a run"),
         (sent("OTHER"), "nothing of a status"),
         (sent(None), "nothing of a status"),
+        ({**sent(), "eventType": ["START"]}, "nothing of a status"),
         (sent(job_facets={"jobType": {"processingType": "STREAMING"}}), "a stream"),
         (sent(facets={"parent": {"run": {}, "job": {}}}), "does not name its run"),
     ],
@@ -203,3 +208,9 @@ json_values = st.recursive(
 @settings(max_examples=300)
 def test_whatever_a_facet_holds_the_event_is_read_or_ignored(facet: str, value: Any, kind: str) -> None:
     assert isinstance(read_event(sent(kind, facets={facet: value}), LATEST), LineageEvent | Ignored)
+
+
+@given(json_values)
+def test_whatever_a_type_of_a_job_is_the_event_is_read(value: Any) -> None:
+    facets = {"jobType": {"jobType": value, "processingType": value}}
+    assert isinstance(read_event(sent(job_facets=facets), LATEST), LineageEvent)
