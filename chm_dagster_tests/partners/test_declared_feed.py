@@ -267,6 +267,13 @@ def by_link(request: Request) -> Reply:
     return runs(*pages_of(SEVEN)(offset), next=f"/base/p/p0/runs?from={offset + 3}" if offset + 3 < 7 else None)
 
 
+def by_link_with_slash(request: Request) -> Reply:
+    offset = int(request.query.get("from", 0))
+    if offset and not request.path.endswith("/runs/"):
+        return status_reply(301)
+    return runs(*pages_of(SEVEN)(offset), next=f"/base/p/p0/runs/?from={offset + 3}" if offset + 3 < 7 else None)
+
+
 def by_header(request: Request) -> Reply:
     offset = int(request.query.get("from", 0))
     more = {"Link": f'</base/p/p0/runs?from={offset + 3}>; rel="next"'} if offset + 3 < 7 else {}
@@ -290,6 +297,7 @@ PAGINGS: dict[str, tuple[dict[str, Any], Answer, int]] = {
     "page with a total": ({"kind": "page", "query": {"page": "${page}"}, "total": "total"}, by_page, 3),
     "cursor": ({"kind": "cursor", "query": {"cursor": "${cursor}"}, "next": "next"}, by_cursor, 3),
     "link": ({"kind": "link", "next": "next"}, by_link, 3),
+    "link to a path that ends with a slash": ({"kind": "link", "next": "next"}, by_link_with_slash, 3),
     "link header": ({"kind": "link"}, by_header, 3),
     "keyset": ({"kind": "keyset", "query": {"before": "${before}"}, "field": "at", "nudge": 0.001}, by_key, 4),
 }
@@ -502,6 +510,20 @@ def test_a_look_up_that_is_refused_says_nothing_about_the_run(status: int) -> No
     events, _ = sweep(answer, [Target("p0", SINCE, still_open("r1"))], lookup=ONE)
     assert gone(events) == []
     assert isinstance(fates(events)["p0"], datetime)
+
+
+@pytest.mark.parametrize(("body", "items"), [({"run": run(1)}, "data"), (run(2), ""), ({"id": None}, "")])
+def test_an_answer_that_is_not_about_the_run_does_not_end_it(
+    body: Any, items: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(request: Request) -> Reply:
+        return runs() if request.path.endswith("/runs") else json_reply(body)
+
+    events, _ = sweep(answer, [Target("p0", SINCE, still_open("r1"))], lookup={**ONE, "items": items})
+    assert gone(events) == []
+    assert found(events) == []
+    assert isinstance(fates(events)["p0"], datetime)
+    assert "the answer about one run is not about that run" in caplog.text
 
 
 def test_a_look_up_that_fails_for_now_keeps_the_watermark() -> None:

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from chm_dagster.domain.runs import OpenRun
+from chm_dagster.errors import SchemaDrift
 from chm_dagster.partners.declared.asking import Asking
 from chm_dagster.partners.declared.model import Lookup
 from chm_dagster.partners.declared.places import find
@@ -36,7 +37,7 @@ class Lookups:
             chunk = {key: wanted[key] for key in keys[start : start + self._lookup.at_once]}
             try:
                 answer, rows = await self._asked(chunk, breaker)
-            except Refused as error:
+            except (Refused, SchemaDrift) as error:
                 # The lists have been read. That one run stays open in the ledger is no reason to throw them away.
                 logger.warning("%s; what became of %d unfinished runs is not known", error, len(chunk))
                 continue
@@ -60,7 +61,11 @@ class Lookups:
                 raise
             return Answer(None, asked_at, None), []
         self._asking.refused(answer)
-        return answer, [value for value in find(answer.body, self._lookup.items) if value is not None][:1]
+        found = [value for value in find(answer.body, self._lookup.items) if value is not None][:1]
+        if not found or self._reader.run_id(found[0]) != run_id:
+            # Only a 404 means that it is gone; a look into the wrong place must not end every run of the ledger.
+            raise SchemaDrift(f"connection {self._http.connection}: the answer about one run is not about that run")
+        return answer, found
 
     def _found(self, chunk: Wanted, rows: Sequence[Any]) -> list[tuple[str, Any]]:
         """The rows that tell of these runs, each under the pipeline whose ledger asked for it."""

@@ -128,7 +128,9 @@ class Pager:
         if link is None:
             return None
         path, params = self._http.below(link)
-        return Ask(path, params, ask.method, ask.body, headers=ask.headers, shape=ask.shape)
+        slash = path[-1] == ""
+        parts = path[:-1] if slash else path
+        return Ask(parts, params, ask.method, ask.body, slash=slash, headers=ask.headers, shape=ask.shape)
 
     def _before(self, state: Mapping[str, Any], rows: Sequence[Any], news: int) -> dict[str, Any] | None:
         """Where the next page starts: just above the oldest row, which then comes twice.
