@@ -38,7 +38,7 @@ class End:
 
     @property
     def order(self) -> tuple[datetime, int, str, str, int]:
-        """The end that counts is the largest. Every part takes part: of two ends that tie, the first to come would win."""
+        """The end that counts is the largest. It names every part: of two that tie, the first to come would win."""
         rows = -1 if self.rows is None else self.rows
         return (self.at, _RANK.get(self.status, 0), self.error or "", self.reason or "", rows)
 

@@ -130,6 +130,18 @@ def test_a_success_does_not_show_the_error_of_a_first_try() -> None:
     assert (known["u1"].status, known["u1"].error) == (RunStatus.SUCCESS, None)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"outputs": [{"outputFacets": {"outputStatistics": {"rowCount": 7}}}]},
+        {"facets": {"airflowState": {"tasksState": {"load": "skipped"}}}},
+    ],
+)
+def test_of_two_ends_at_one_moment_the_same_counts_whichever_comes_first(more: dict[str, Any]) -> None:
+    one, other = sent("COMPLETE"), sent("COMPLETE", **more)
+    assert states([one, other]) == states([other, one])
+
+
 def test_rows_are_summed_over_outputs() -> None:
     outputs = [{"outputFacets": {"outputStatistics": {"rowCount": n}}} for n in (3, 4)] + [{}]
     end = states([sent("COMPLETE", outputs=outputs)])["u1"].end
