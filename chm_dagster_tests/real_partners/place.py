@@ -55,7 +55,7 @@ class Place:
             )
         assert done.returncode == 0, f"{' '.join(argv)} ended with code {done.returncode}; see {log}:\n{tail(log, 0)}"
 
-    def start(self, name: str, environ: Mapping[str, str], argv: list[str], ready: Callable[[], bool] | None) -> None:
+    def start(self, name: str, environ: Mapping[str, str], argv: list[str], ready: Callable[[], bool]) -> None:
         """Start one of the server's processes and wait until it is ready."""
         command = (self.program(argv[0]), *argv[1:])
         self.supervisor.start(Child(name, command, environ, ready, cwd=self.state, ready_seconds=READY_SECONDS))
