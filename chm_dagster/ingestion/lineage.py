@@ -3,6 +3,7 @@
 An event is accepted only once it is durable: committed in Postgres, or synced to the shelf's file of the day.
 """
 
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from chm_dagster.domain.lineage import Ignored, read_event
 from chm_dagster.errors import Busy
 from chm_dagster.warehouse import lineage as ledger
 from chm_dagster.warehouse.engine import Engine
+
+log = logging.getLogger(__name__)
 
 Outcome = Literal["inserted", "updated", "unchanged", "stale", "unmatched", "ignored"]
 
@@ -37,27 +40,39 @@ class Shelf:
         self._lock = threading.Lock()
 
     def put(self, event: dict[str, Any]) -> None:
-        """Keep an event, durably. Raises Busy if the day's file is full."""
+        """Keep an event, durably. Raises Busy if the day's file is full, or cannot be written."""
         line = orjson.dumps(values.clean_json(event)) + b"\n"
         with self._lock:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = self.folder / f"{datetime.now(UTC):%Y-%m-%d}.jsonl"
-            if not path.exists():
-                self._prune(datetime.now(UTC))
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as file:
-                if file.tell() + len(line) > self._room:
-                    raise Busy("the shelf of events without a pipeline is full for today; add their pipelines")
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                self._append(line)
+            except OSError as error:
+                log.error("the shelf %s cannot be written: %s", self.folder, error.strerror)
+                raise Busy("events without a pipeline cannot be kept now; the log says why") from None
+
+    def _append(self, line: bytes) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.folder / f"{datetime.now(UTC):%Y-%m-%d}.jsonl"
+        if not path.exists():
+            self._prune(datetime.now(UTC))
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "ab") as file:
+            size = file.tell()
+            if size + len(line) > self._room:
+                raise Busy("the shelf of events without a pipeline is full for today; add their pipelines")
+            # A crash or a full disk may have cut the last line: what follows it must not become a part of it.
+            is_cut = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+            file.write(b"\n" + line if is_cut else line)
+            file.flush()
+            os.fsync(file.fileno())
 
     def events(self) -> Iterator[dict[str, Any]]:
         """All kept events, the oldest first. A line that a crash has cut is left out."""
         for path in sorted(self.folder.glob("*.jsonl")):
             with path.open("rb") as file:
                 for line in file:
-                    if line.endswith(b"\n"):
+                    try:
                         yield orjson.loads(line)
+                    except orjson.JSONDecodeError:
+                        log.warning("%s: left out a line that was cut", path.name)
 
     def _prune(self, now: datetime) -> None:
         for path in self.folder.glob("*.jsonl"):

@@ -112,6 +112,25 @@ def test_a_full_shelf_asks_to_come_back(engine: sa.Engine, tmp_path: Path) -> No
     assert int(answer.headers["retry-after"]) > 0
 
 
+def test_a_shelf_that_cannot_be_written_asks_to_come_back(engine: sa.Engine, tmp_path: Path) -> None:
+    (tmp_path / "lineage").write_text("a file where the folder should be")
+    with serve_in_thread(create_app(Warehouse(engine), shelf=Shelf(tmp_path / "lineage"))) as url:
+        answer = httpx.post(url + PATH, json=sent(), trust_env=False)
+    assert answer.status_code == 503
+    assert str(tmp_path) not in answer.text
+
+
+def test_a_line_that_a_crash_has_cut_costs_no_other_event(shelf: Shelf) -> None:
+    shelf.put(sent(job="first"))
+    (file,) = shelf.folder.iterdir()
+    with file.open("ab") as cut:
+        cut.write(b'{"eventType": "STA')
+    assert [event["job"]["name"] for event in shelf.events()] == ["first"]
+    shelf.put(sent(job="second"))
+    shelf.put(sent(job="third"))
+    assert [event["job"]["name"] for event in shelf.events()] == ["first", "second", "third"]
+
+
 def test_a_batch_tells_which_events_are_wrong_and_takes_the_others(api: httpx.Client, engine: sa.Engine) -> None:
     pipeline(engine, "orders", connection="acme", platform="dbt")
     answer = api.post(PATH + "/batch", json=[sent(), {"run": {}}, sent("COMPLETE", "2026-11-23T12:00:09Z")])
