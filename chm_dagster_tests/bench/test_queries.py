@@ -1,0 +1,48 @@
+"""The query part of the benchmark, on a small ledger: it asks every question, and both ways to ask get one answer."""
+
+import pytest
+import sqlalchemy as sa
+
+from bench import queries
+from bench.large_ledger import make
+from bench.naive import QUERIES as NAIVE
+from chm_dagster.warehouse import contract
+from chm_dagster_tests.factories import rows
+
+
+def test_every_question_is_asked_and_timed(empty_database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = queries.run(empty_database_url, queries.QUICK)
+    assert found["ledger"]["runs"] == 1_200
+    questions = {name: result for name, result in found.items() if name != "ledger"}
+    assert set(questions) == set(contract.queries()) | {
+        "latest run of a pipeline",
+        "client summary, 30 days",
+        "run list, first 100",
+    }
+    printed = capsys.readouterr().out
+    for name, result in questions.items():
+        assert 0 < result["p50_ms"] <= result["p95_ms"], name
+        assert "SELECT" in result["sql"], name
+        assert ("naive_ms" in result) == (name in NAIVE), name
+        assert name in printed
+
+
+def test_an_answer_that_differs_stops_the_benchmark() -> None:
+    with pytest.raises(AssertionError, match="answers something else"):
+        queries._require_agreement("failing_now", [{"a": 1, "b": 2}], [{"a": 2}])
+
+
+def test_the_large_ledger_holds_what_real_ones_hold_and_all_indexes(engine: sa.Engine) -> None:
+    indexes = "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'runs' ORDER BY 1"
+    before = rows(engine, indexes)
+    make(engine, queries.QUICK)
+    assert rows(engine, indexes) == before
+    statuses = {row["status"]: row["n"] for row in rows(engine, "SELECT status, count(*) AS n FROM runs GROUP BY 1")}
+    assert set(statuses) >= {"success", "failed", "canceled", "skipped"}
+    assert sum(statuses.values()) == queries.QUICK.runs
+
+
+def test_a_database_that_holds_something_is_left_alone(engine: sa.Engine) -> None:
+    make(engine, queries.QUICK)
+    with pytest.raises(SystemExit, match="empty database"):
+        make(engine, queries.QUICK)
