@@ -34,13 +34,16 @@ LIMIT 1
 """)  # noqa: S608 - built from a constant
 
 COLUMNS = tuple(runs.c[field.name] for field in dataclasses.fields(Run))
+_STATUS, _PAYLOAD = (COLUMNS.index(runs.c[name]) for name in ("status", "payload"))
 
 
 def as_run(row: sa.Row[Any]) -> Run:
     """A run from a row of `COLUMNS`, without what CHM itself remembers in its payload."""
-    values = row._asdict()
-    payload = {name: value for name, value in values["payload"].items() if name != RESERVED}
-    return Run(**{**values, "status": RunStatus(values["status"]), "payload": payload})
+    values = list(row)
+    values[_STATUS] = RunStatus(values[_STATUS])
+    if RESERVED in values[_PAYLOAD]:
+        values[_PAYLOAD] = {name: value for name, value in values[_PAYLOAD].items() if name != RESERVED}
+    return Run(*values)
 
 
 def record(
@@ -73,7 +76,7 @@ def _recorded_with(connection: sa.Connection, pipeline_id: UUID, digest: str, bo
     row = None if run_id is None else find(connection, pipeline_id, run_id)
     if row is None:
         return None
-    if row.payload[RESERVED][digest][1] != body:
+    if _keys(row.payload).get(digest, (0, ""))[1] != body:
         raise Conflict("idempotency_key", "was sent with another run before; send a new key for a new run")
     return as_run(row)
 
@@ -82,11 +85,22 @@ def _remember(connection: sa.Connection, run: Run, digest: str, body: str) -> No
     """Keep a key with its run, whatever the outcome was; it is no part of what is known of the run."""
     row = find(connection, run.pipeline_id, run.external_run_id)
     assert row is not None  # noqa: S101 - runs are never deleted
-    keys = row.payload.get(RESERVED, {})
+    keys = _keys(row.payload)
     number = 1 + max((number for number, _ in keys.values()), default=0)
     keys = {known: entry for known, entry in keys.items() if entry[0] > number - _REMEMBERED}
     addition = sa.cast({RESERVED: {**keys, digest: [number, body]}}, pg.JSONB)
     connection.execute(sa.update(runs).where(runs.c.id == run.id).values(payload=runs.c.payload.concat(addition)))
+
+
+def _keys(payload: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """The keys that a run remembers: digest -> number, digest of the body. A partner's payload is not trusted."""
+    kept = payload.get(RESERVED)
+    entries = kept.items() if isinstance(kept, dict) else ()
+    return {
+        digest: (entry[0], entry[1])
+        for digest, entry in entries
+        if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], int) and isinstance(entry[1], str)
+    }
 
 
 def merge_recorded(

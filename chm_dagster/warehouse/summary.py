@@ -83,7 +83,7 @@ def client_summary(connection: sa.Connection, ref: Ref, since: datetime, until: 
     rows = connection.execute(_SUMMARY, {**named, "since": since, "until": until}).all()
     if not rows:
         raise unknown_client(ref)
-    counts = {str(status): sum(getattr(row, status) or 0 for row in rows) for status in RunStatus}
+    counts = {str(status): sum(getattr(row, status) for row in rows) for status in RunStatus}
     latest = [
         LatestRun(
             row.pipeline_id,

@@ -40,8 +40,9 @@ def test_a_slug_in_the_form_of_an_id_is_found_unless_it_is_the_id_of_another(war
     assert warehouse.clients.get(odd.slug) == odd
     impostor = warehouse.clients.create("Impostor", slug=str(first.id))
     # Rewritten, so that it comes after the impostor in the table.
-    first = warehouse.clients.update(first.id, {"name": "First of all"})
-    assert warehouse.clients.get(str(first.id)) == first
+    renamed = warehouse.clients.update(first.id, {"name": "First of all"})
+    assert renamed.id == first.id
+    assert warehouse.clients.get(str(first.id)) == renamed
     assert warehouse.runs.summary(str(first.id)).client_id == first.id
     assert warehouse.clients.get(impostor.id) == impostor
 
