@@ -10,7 +10,7 @@ from chm_dagster.cli.ingest import run, show_report
 from chm_dagster.cli.output import Format, console
 from chm_dagster.cli.stack import ROOT, Stack, embedded_stack, given_stack, load_settings, python
 from chm_dagster.domain.inventory import slugify
-from chm_dagster.local.ports import port_answers, require_free_port
+from chm_dagster.local.ports import port_answers, require_free_ports
 from chm_dagster.local.postgres import EmbeddedPostgres
 from chm_dagster.local.supervisor import Child, Supervisor
 from chm_dagster.partners.sandbox import World
@@ -49,10 +49,10 @@ def _say(line: str) -> None:
 
 
 def _require_ports(settings: Settings) -> None:
-    require_free_port(settings.ui_port, names.UI_PORT)
-    require_free_port(settings.api_port, names.API_PORT)
+    ports = {names.UI_PORT: settings.ui_port, names.API_PORT: settings.api_port}
     if settings.partner_api_base_url is None and settings.partners_file is None:
-        require_free_port(settings.sandbox_port, names.SANDBOX_PORT)
+        ports[names.SANDBOX_PORT] = settings.sandbox_port
+    require_free_ports(ports)
 
 
 def _start_database(settings: Settings, supervisor: Supervisor) -> Stack:

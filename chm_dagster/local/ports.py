@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import psutil
 
@@ -35,6 +35,17 @@ def require_free_port(port: int, setting_name: str) -> None:
         raise ConfigError(f"port {port} cannot be used ({error.strerror}); set {setting_name} to another one") from None
     holder = _holder(port)
     raise ConfigError(f"port {port} is in use{f' by {holder}' if holder else ''}; set {setting_name} to a free one")
+
+
+def require_free_ports(ports: Mapping[str, int]) -> None:
+    """The same for the ports of several settings, none of which may be another's: both would look served by either."""
+    holders: dict[int, str] = {}
+    for setting_name, port in ports.items():
+        if port in holders:
+            raise ConfigError(f"{holders[port]} and {setting_name} are both {port}; set one of them to another port")
+        holders[port] = setting_name
+    for setting_name, port in ports.items():
+        require_free_port(port, setting_name)
 
 
 def port_answers(port: int, host: str = HOST) -> Callable[[], bool]:

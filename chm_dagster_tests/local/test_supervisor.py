@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from chm_dagster.errors import ConfigError
-from chm_dagster.local.ports import port_answers, port_free, require_free_port
+from chm_dagster.local.ports import port_answers, port_free, require_free_port, require_free_ports
 from chm_dagster.local.postgres import EmbeddedPostgres
 from chm_dagster.local.processes import STACK_ID, members
 from chm_dagster.local.supervisor import Child, Supervisor
@@ -309,6 +309,14 @@ def test_a_taken_port_names_the_setting_and_the_holder(address: str) -> None:
         assert port_answers(port)()
         with pytest.raises(ConfigError, match=rf"port {port} is in use by .*\(pid {os.getpid()}\); set CHM_UI_PORT"):
             require_free_port(port, "CHM_UI_PORT")
+
+
+def test_two_servers_on_one_port_are_refused_by_the_names_of_their_settings() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    require_free_ports({"CHM_UI_PORT": port})
+    with pytest.raises(ConfigError, match=f"CHM_UI_PORT and CHM_API_PORT are both {port}; set one of them"):
+        require_free_ports({"CHM_UI_PORT": port, "CHM_API_PORT": port})
 
 
 def test_a_port_is_free_again_right_after_its_server_has_stopped() -> None:
