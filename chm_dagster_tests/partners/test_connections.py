@@ -39,6 +39,7 @@ connections:
     rest:
       title: Loader
       reopens: true
+      scope: {narrow: none}
       passes:
         - name: runs
           path: /runs
@@ -207,6 +208,8 @@ def test_a_connection_says_what_it_is(tmp_path: Path) -> None:
             "connections.loader.rest.passes.0.query: there is no ${sinse}; did you mean ${since}?",
         ),
         ("path: /runs", "path: /runs/${id}", "scope.everything: needed, because ${id} is part of a path"),
+        ("{narrow: none}", "{narrow: one}", "passes.0: ${id} is missing; or say scope.narrow: none"),
+        ("{narrow: none}", "{narrow: many}", "passes.0: ${ids} is missing; or say scope.narrow: none"),
         ("path: /runs", "path: /${options.team}/runs", "options: team is used in a template and is not described"),
         ("name: runs", "name: runs\n          when: news", "passes: none is due when there is no watermark"),
         (

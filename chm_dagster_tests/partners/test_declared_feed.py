@@ -176,14 +176,16 @@ def test_passes_may_be_for_news_or_for_everything_alone() -> None:
         {"name": "everything", "path": "/everything", "when": "everything"},
     ]
     for since, path in ((SINCE, "/news"), (None, "/everything")):
-        _, requests = sweep(lambda _: runs(), targets(1, since), passes=passes)
+        _, requests = sweep(lambda _: runs(), targets(1, since), passes=passes, scope={"narrow": "none"})
         assert asked(requests) == [(path, None)]
 
 
 def test_what_was_asked_for_up_to_our_own_time_is_not_known_beyond_it() -> None:
     ahead = {"Date": "Sun, 01 Mar 2026 12:30:00 GMT"}
     passes = [{"name": "runs", "path": "/runs", "query": {"until": "${until}"}}]
-    events, _ = sweep(lambda _: json_reply({"runs": []}, headers=ahead), targets(1), passes=passes)
+    events, _ = sweep(
+        lambda _: json_reply({"runs": []}, headers=ahead), targets(1), passes=passes, scope={"narrow": "none"}
+    )
     assert fates(events) == {"p0": NOW - timedelta(minutes=5)}
     events, _ = sweep(lambda _: json_reply({"runs": []}, headers=ahead), targets(1))
     assert fates(events) == {"p0": NOW + timedelta(minutes=25)}
@@ -197,6 +199,7 @@ def spans(requests: Sequence[Request]) -> list[tuple[str, str]]:
 
 
 WINDOWED: dict[str, Any] = {
+    "scope": {"narrow": "none"},
     "history_days": 30,
     "passes": [
         {"name": "runs", "path": "/runs", "query": {"since": "${since}", "until": "${until}"}, "window_hours": 24}

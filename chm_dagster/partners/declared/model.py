@@ -302,12 +302,22 @@ class Rest(Model):
                 yield f"passes: none is due when {words}"
         if self.history_days is None and any(pass_.window_hours for pass_ in self.passes):
             yield "history_days: needed, because a pass has window_hours and there must be a beginning"
+        yield from self._wide_passes()
         in_path = any("id" in names(pass_.path) for pass_ in self.passes)
         if self.scope.account and self.scope.everything is None and in_path:
             yield "scope.everything: needed, because ${id} is part of a path"
         for name in sorted({name for name in self._named() if name.startswith("options.")}):
             if name.removeprefix("options.") not in self.options:
                 yield f"options: {name.removeprefix('options.')} is used in a template and is not described"
+
+    def _wide_passes(self) -> Iterator[str]:
+        """Passes that would answer each pipeline with the runs of all."""
+        wanted = {"one": "id", "many": "ids"}.get(self.scope.narrow)
+        for number, pass_ in enumerate(self.passes):
+            paging = pass_.paging or self.paging
+            asked = names([pass_.path, pass_.query, pass_.body, pass_.headers, paging.query, paging.body])
+            if wanted is not None and wanted not in asked:
+                yield f"passes.{number}: ${{{wanted}}} is missing; or say scope.narrow: none, if all runs come at once"
 
     def _named(self) -> Iterable[str]:
         parts = self.model_dump(exclude={"options"})
