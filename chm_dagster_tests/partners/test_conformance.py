@@ -330,6 +330,21 @@ def test_a_finished_run_that_nobody_saw_end_is_found_by_its_id(api: str) -> None
     assert swept.gone == []
 
 
+def test_a_job_of_airbyte_that_ends_between_two_pages_costs_no_other_job() -> None:
+    script = SCRIPTS["airbyte"](page=2)
+    for n in range(5):
+        script.add(script.pipelines[0], number(n), stage("running", started=50 - n))
+
+    def ends(request: Request) -> Reply | None:
+        if request.query.get("offset") == "2":
+            script.runs[0].stage = stage("success", started=50, finished=0)
+        return None
+
+    script.fault = ends
+    swept = sweep("airbyte", script, targets(script)[:1])
+    assert {str(1000 + n) for n in range(5)} <= {found.external_run_id for found in swept.observations}
+
+
 # What it costs
 
 

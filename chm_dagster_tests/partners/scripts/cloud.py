@@ -120,10 +120,12 @@ class Airbyte(Script):
         match parts(request):
             case ["jobs"]:
                 since, asked = moment(query.get("updatedAtStart")), query.get("connectionId")
+                by_change = query.get("orderBy") == "updatedAt|ASC"
                 if asked is not None and asked not in self.pipelines:
                     return ABSENT
                 rows = self.rows(
-                    lambda run: asked in (None, run.pipeline) and (since is None or run.stage.changed >= since)
+                    lambda run: asked in (None, run.pipeline) and (since is None or run.stage.changed >= since),
+                    order=lambda run: run.stage.changed if by_change else run.id,
                 )
                 return ok({"data": self.cut(rows, int(query.get("offset", 0)), int(query["limit"])), "next": ""})
             case ["jobs", job_id]:
