@@ -34,7 +34,10 @@ def ingest(
         [], "--pipeline", help="Only this pipeline (client-slug/pipeline-slug; may be repeated)."
     ),
     since: str | None = typer.Option(
-        None, "--since", metavar="TIME", help="Read again from this time on (ISO 8601, or 7d), not from the watermark."
+        None,
+        "--since",
+        metavar="TIME",
+        help="Read again from this time on (ISO 8601, or 7d); the watermark if that is older.",
     ),
     form: FormatOption = None,
 ) -> None:

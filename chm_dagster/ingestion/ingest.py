@@ -52,7 +52,7 @@ class Share:
         Pipelines that share an external id are asked for once. Raises DatabaseUnavailable.
         """
         can, ids = self.partner.capabilities, self.pipeline_ids
-        starts = {i: since or _oldest([p.synced_through for p in ps]) for i, ps in self.by_external_id.items()}
+        starts = {i: _start(since, [p.synced_through for p in ps]) for i, ps in self.by_external_id.items()}
         earliest = min((start for start in starts.values() if start is not None), default=None)
         unfinished = open_runs(engine, ids) if can.finds_deletions else {}
         told = told_runs(engine, ids, earliest - _LONG_RUN) if can.looks_further and earliest else {}
@@ -77,7 +77,7 @@ def ingest(
     progress: Progress = silent,
     patience: float = PATIENCE_SECONDS,
 ) -> IngestReport:
-    """Bring the runs of these pipelines up to date, from their watermarks on, or from `since` (the partner's time).
+    """Bring the runs of these pipelines up to date, from their watermarks or an earlier `since` (partner's time).
 
     A partner that cannot be read, or that another process is still ingesting after `patience` seconds, shows as `error`
     of its pipelines; the others go on. Raises DatabaseUnavailable; the ledger then holds all of a connection's news or
@@ -272,6 +272,10 @@ def _batches(observations: Iterator[Observation]) -> Iterator[list[Observation]]
         yield batch
 
 
-def _oldest(watermarks: Sequence[datetime | None]) -> datetime | None:
+def _start(since: datetime | None, watermarks: Sequence[datetime | None]) -> datetime | None:
+    """From when on to ask; None: from the beginning."""
     known = [w for w in watermarks if w is not None]
+    if since is not None:
+        # Never from after a watermark: it moves on all the same, and what lies between would be asked for by nobody.
+        return min([since, *known])
     return min(known) if len(known) == len(watermarks) else None

@@ -55,6 +55,14 @@ def test_each_pipeline_is_asked_from_its_watermark_on(engine: sa.Engine, landing
     assert watermark(engine, pipeline) == T0 + minutes(55)
 
 
+def test_a_time_after_the_watermark_leaves_no_gap_behind_it(engine: sa.Engine, landing: Landing) -> None:
+    add_pipeline(engine)
+    feed = FakeFeed(lambda t: told(t.external_id, record()))
+    run(engine, feed, landing)
+    run(engine, feed, landing, since=T0 + minutes(600))
+    assert [t.since for t in feed.asked] == [None, T0 + minutes(55)]
+
+
 def test_inactive_pipelines_and_clients_and_those_without_an_external_id_are_not_fetched(engine: sa.Engine) -> None:
     for name, client in (("kept", "Acme"), ("off", "Acme"), ("unlinked", "Acme"), ("hers", "Gone")):
         add_pipeline(engine, name, client)
