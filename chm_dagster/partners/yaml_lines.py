@@ -27,15 +27,18 @@ class Document:
         field = ".".join(str(part) for part in place)
         return f"{self.name}, line {self.found(place)[0]}{f', {field}' if field else ''}: {what}"
 
-    def found(self, place: Place) -> tuple[int, list[str | int]]:
-        """The line of the deepest part of the place that the file has, and the place without a model's own detours."""
+    def found(self, place: Place, *, is_there: bool = False) -> tuple[int, list[str | int]]:
+        """The line of the deepest part of the place that the file has, and the place without a model's own detours.
+
+        Its last part may be missing, unless `is_there`.
+        """
         node, line, real = self.root, 1, list[str | int]()
         for number, part in enumerate(place):
             child, at = _child(node, part)
             if child is not None:
                 node, line = child, at
                 real.append(part)
-            elif number == len(place) - 1:
+            elif number == len(place) - 1 and not is_there:
                 real.append(part)
         return line, real
 
@@ -93,7 +96,10 @@ def checked(model: type[_M], document: Document) -> _M:
         return model.model_validate(document.data)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=True, include_input=True)
-    places = [(document.found(p["loc"]), _in_words(model, p)) for p in problems]
+    # Of a word or an object, the word was meant; and what is not missing is in the file, so the rest is a detour.
+    words_at = {p["loc"][:-1] for p in problems if p["type"] == "literal_error"}
+    told = [p for p in problems if p["type"] != "model_type" or p["loc"][:-1] not in words_at]
+    places = [(document.found(p["loc"], is_there=p["type"] != "missing"), _in_words(model, p)) for p in told]
     places.sort(key=lambda found: found[0][0])
     raise ConfigError("\n".join(dict.fromkeys(document.says(place, words) for (_, place), words in places)))
 
@@ -112,6 +118,8 @@ def _in_words(model: type[BaseModel], problem: Any) -> str:
         return "the name of an environment variable belongs here, and never the secret itself"
     if kind == "value_error":
         return str(problem["ctx"]["error"])
+    if kind == "string_pattern_mismatch" and place[-1] == "[key]":
+        return "a name is made of letters, digits, dots, dashes and underscores, at most 100, no sign first"
     return str(problem["msg"][:1].lower() + problem["msg"][1:])
 
 

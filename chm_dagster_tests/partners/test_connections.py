@@ -217,7 +217,12 @@ def test_a_connection_says_what_it_is(tmp_path: Path) -> None:
             "name: runs\n          window_hours: 24",
             "history_days: needed, because a pass has window_hours",
         ),
-        ("map: {ok: success}", "map: {ok: sucess}", "rest.runs.status.map.ok"),
+        (
+            "map: {ok: success}",
+            "map: {ok: sucess}",
+            "rest.runs.status.map.ok: one of running, success, failed, canceled, skipped, drop; did you mean success?",
+        ),
+        ("  loader:", "  my loader:", "connections.my loader: a name is made of letters"),
         ("title: Loader", "titel: Loader", "connections.loader.rest.titel: unknown field; did you mean title?"),
         ("items: runs", "itens: runs", "connections.loader.rest.runs.itens: unknown field; did you mean items?"),
         ("title: Loader", "title: Loader\n      paging: {kind: cursr}", "did you mean cursor?"),
@@ -231,6 +236,7 @@ def test_mistakes_in_a_description_are_told_as_well(tmp_path: Path, old: str, ne
     lines = complaint(tmp_path, CUSTOM.replace(old, new, 1))
     assert any(words in said for said in lines), lines
     assert all(said.startswith("partners.yaml, line ") for said in lines)
+    assert not any("[" in said for said in lines), "a model's own words"
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "connections\n", "connections: {}\nconnections: {}\n"])
