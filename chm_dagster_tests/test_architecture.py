@@ -177,7 +177,6 @@ INTRUDERS = {
     "HTTP requests are made by partners alone": ("warehouse/engine.py", "import httpx"),
     "FastAPI stays in the API": ("cli/output.py", "import fastapi"),
     "Settings are read at entry points": ("partners/port.py", "import chm_dagster.settings"),
-    "FastAPI stays in the API": ("local/ports.py", "import fastapi"),
 }
 
 
@@ -229,7 +228,6 @@ GATES = {
     "HTTP requests are made by partners alone": {"partners", "definitions", "launch"},
     "FastAPI stays in the API": {"api"},
     "Settings are read at entry points": {"cli", "definitions", "launch", "local"},
-    "FastAPI stays in the API": {"api"},
 }
 """Who may pass. `launch` and `definitions` put everything together; `local` asks its own Postgres for its databases."""
 
