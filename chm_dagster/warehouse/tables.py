@@ -232,6 +232,9 @@ sa.Index(
     postgresql_where=sa.text("status = 'failed'"),
 )
 
+# What became of these is asked in each sweep.
+sa.Index("ix_runs_running", runs.c.pipeline_id, postgresql_where=sa.text("status = 'running'"))
+
 alert_rules = sa.Table(
     "alert_rules",
     metadata,
