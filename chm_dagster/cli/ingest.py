@@ -17,7 +17,7 @@ from chm_dagster.cli.moments import parse_moment
 from chm_dagster.cli.output import Format, FormatOption, chosen, console, errors, show
 from chm_dagster.cli.stack import Stack, load_settings, python, running_stack
 from chm_dagster.domain.inventory import IngestedPipeline
-from chm_dagster.errors import ChmError, NotFound
+from chm_dagster.errors import ChmError, InputError, NotFound
 from chm_dagster.ingestion.landing import LandingZone
 from chm_dagster.ingestion.report import IngestReport
 from chm_dagster.local.files import tail
@@ -42,7 +42,10 @@ def ingest(
     form: FormatOption = None,
 ) -> None:
     """Ask the partners for news now, and bring the ledger up to date."""
-    moment = None if since is None else parse_moment(since, "--since", datetime.now(UTC))
+    now = datetime.now(UTC)
+    moment = None if since is None else parse_moment(since, "--since", now)
+    if moment is not None and moment > now:
+        raise InputError("--since", "in the future; name a time from which on to read the partners again")
     with running_stack(load_settings()) as stack:
         keys = select(stack, client, pipeline)
         stack.prepare_dagster_home()

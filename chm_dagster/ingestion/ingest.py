@@ -10,7 +10,7 @@ from uuid import UUID
 
 from chm_dagster.domain.inventory import IngestedPipeline
 from chm_dagster.domain.runs import Observation, Rejection
-from chm_dagster.errors import Busy, ConfigError
+from chm_dagster.errors import Busy, ConfigError, InputError
 from chm_dagster.ingestion.landing import Landing
 from chm_dagster.ingestion.report import SAMPLES, IngestReport, PipelineReport
 from chm_dagster.partners.connections import partner_of
@@ -80,10 +80,12 @@ def ingest(
     """Bring the runs of these pipelines up to date, from their watermarks or an earlier `since` (partner's time).
 
     A partner that cannot be read, or that another process is still ingesting after `patience` seconds, shows as `error`
-    of its pipelines; the others go on. Raises DatabaseUnavailable; the ledger then holds all of a connection's news or
-    nothing of it.
+    of its pipelines; the others go on. Raises InputError for a `since` in the future, and DatabaseUnavailable; the
+    ledger then holds all of a connection's news or nothing of it.
     """
     report = IngestReport(datetime.now(UTC))
+    if since is not None and since > report.started_at:
+        raise InputError("since", "in the future; name a time from which on to read the partners again")
     shares = _shares(partners, pipelines, report)
     with ledger_writer(engine) as writer:
         claimed = [share for share in shares if _claim(writer, share, report, patience)]

@@ -40,7 +40,11 @@ def found(engine: sa.Engine) -> str | None:
 def require_current(engine: sa.Engine) -> None:
     """Raises DatabaseUnavailable, naming the fix, unless the database is at this release's revision."""
     revision = found(engine)
+    if revision is None:
+        raise DatabaseUnavailable(
+            "there is no CHM in this database yet: run `make up` or `chm migrate`, or check CHM_HOME and CHM_DATABASE_URL"
+        )
     if revision != newest():
         raise DatabaseUnavailable(
-            f"the database is at revision {revision or 'none'}, this release needs {newest()}: run `chm migrate`"
+            f"the database is at revision {revision}, this release needs {newest()}: run `chm migrate`"
         )

@@ -1,6 +1,7 @@
 """The use case over a scripted partner and a real database: every record is accounted for, whatever goes wrong."""
 
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from chm_dagster.domain.inventory import IngestedPipeline
-from chm_dagster.errors import Transient
+from chm_dagster.errors import InputError, Transient
 from chm_dagster.ingestion.ingest import ingest, remap
 from chm_dagster.ingestion.landing import Landing, LandingZone
 from chm_dagster.ingestion.report import IngestReport
@@ -61,6 +62,14 @@ def test_a_time_after_the_watermark_leaves_no_gap_behind_it(engine: sa.Engine, l
     run(engine, feed, landing)
     run(engine, feed, landing, since=T0 + minutes(600))
     assert [t.since for t in feed.asked] == [None, T0 + minutes(55)]
+
+
+def test_a_time_in_the_future_is_refused_before_anybody_is_asked(engine: sa.Engine, landing: Landing) -> None:
+    add_pipeline(engine)
+    feed = FakeFeed(lambda t: told(t.external_id, record()))
+    with pytest.raises(InputError, match="since: in the future"):
+        run(engine, feed, landing, since=datetime.now(UTC) + timedelta(minutes=1))
+    assert feed.asked == []
 
 
 def test_inactive_pipelines_and_clients_and_those_without_an_external_id_are_not_fetched(engine: sa.Engine) -> None:
