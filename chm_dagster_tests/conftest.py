@@ -33,12 +33,24 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostg
     """A running server."""
     server = EmbeddedPostgres(tmp_path_factory.mktemp("chm"))
     server.start()
+    _hurry(server)
     server.ensure_database("template_chm")
     engine = make_engine(server.url("template_chm"))
     schema.migrate(engine)
     engine.dispose()
     yield server
     server.stop()
+
+
+def _hurry(server: EmbeddedPostgres) -> None:
+    """Nothing here needs to outlive a crash, and a database for each test is mostly waiting for the disk.
+
+    What is about crashes starts servers of its own (chm_dagster_tests/local).
+    """
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            connection.execute(f"ALTER SYSTEM SET {setting} = off")
+        connection.execute("SELECT pg_reload_conf()")
 
 
 @pytest.fixture
@@ -69,7 +81,7 @@ def landing_root(tmp_path: Path) -> Path:
 def _database(server: EmbeddedPostgres, template: str) -> Iterator[str]:
     name = f"test_{os.getpid()}_{next(_numbers)}"
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
     yield server.url(name)
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -42,7 +42,7 @@ def require_current(engine: sa.Engine) -> None:
     revision = found(engine)
     if revision is None:
         raise DatabaseUnavailable(
-            "there is no CHM in this database yet: run `make up` or `chm migrate`, or check CHM_HOME and CHM_DATABASE_URL"
+            "there is no CHM in this database yet: run `make up` or `chm migrate`; or check CHM_HOME, CHM_DATABASE_URL"
         )
     if revision != newest():
         raise DatabaseUnavailable(
