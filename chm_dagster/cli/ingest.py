@@ -19,7 +19,7 @@ from chm_dagster.cli.stack import Stack, load_settings, python, running_stack
 from chm_dagster.domain.inventory import IngestedPipeline
 from chm_dagster.errors import ChmError, InputError, NotFound
 from chm_dagster.ingestion.landing import LandingZone
-from chm_dagster.ingestion.report import IngestReport
+from chm_dagster.ingestion.report import IngestReport, PipelineReport
 from chm_dagster.local.files import tail
 from chm_dagster.warehouse import revision
 from chm_dagster.warehouse.engine import make_engine
@@ -147,10 +147,7 @@ def _follow(process: subprocess.Popen[bytes], progress: IO[bytes], pipelines: in
 
 def show_report(report: IngestReport, form: Format | None) -> None:
     """The result table for people; everything for programs."""
-    rows = [
-        {"pipeline": p.key, **{name: getattr(p, name) for name in COUNTS}, "newest_run": p.newest_run, "error": p.error}
-        for p in report.pipelines.values()
-    ]
+    rows = [_row(pipeline) for pipeline in report.pipelines.values()]
     totals = {name: report.total(name) for name in COUNTS}
     if chosen(form) is not Format.TABLE:
         show({"totals": {**totals, "failed_pipelines": len(report.failed)}, "pipelines": rows}, form)
@@ -158,13 +155,10 @@ def show_report(report: IngestReport, form: Format | None) -> None:
     news = [row for row in rows if row["inserted"] or row["updated"] or row["rejected"] or row["error"]]
     if news:
         # A column of nothing but zeros says nothing, and terminals are narrow.
-        empty = {name for name in COUNTS if not any(row[name] for row in news)} | {"error"}
+        empty = {name for name in COUNTS if not any(row[name] for row in news)} | {"error", "unknown_statuses"}
         show([{name: value for name, value in row.items() if name not in empty} for row in news], Format.TABLE)
-    for row in news:
-        if row["error"]:
-            errors.print(
-                f"{row['pipeline']}: {row['error']}", style="red", markup=False, highlight=False, soft_wrap=True
-            )
+    for pipeline in report.pipelines.values():
+        _show_troubles(pipeline)
     quiet = len(rows) - len(news)
     console.print(
         f"{len(rows)} pipelines{f', {quiet} without news' if quiet else ''}: "
@@ -174,3 +168,22 @@ def show_report(report: IngestReport, form: Format | None) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _row(pipeline: PipelineReport) -> dict[str, Any]:
+    counts = {name: getattr(pipeline, name) for name in COUNTS}
+    last = {"newest_run": pipeline.newest_run, "unknown_statuses": pipeline.unknown_statuses, "error": pipeline.error}
+    return {"pipeline": pipeline.key, **counts, **last}
+
+
+def _show_troubles(pipeline: PipelineReport) -> None:
+    if pipeline.error:
+        _warn(f"{pipeline.key}: {pipeline.error}", "red")
+    for word, count in pipeline.unknown_statuses.items():
+        _warn(
+            f"{pipeline.key}: unknown status {word!r}, {count} times; it counts as running until it is mapped", "yellow"
+        )
+
+
+def _warn(line: str, style: str) -> None:
+    errors.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
