@@ -10,6 +10,8 @@ from uuid import UUID
 import msgspec
 
 MAX_RUN_ID_CHARS = 512
+OWN_IDS = (PING_ID, MANUAL_ID) = ("ping-", "manual-")
+"""How the ids begin that CHM makes for runs that come without one."""
 MAX_ERROR_BYTES = 8_000
 MAX_REASON_CHARS = 200
 MAX_URL_CHARS = 2_000

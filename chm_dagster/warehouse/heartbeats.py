@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 
 from chm_dagster.domain import values
-from chm_dagster.domain.runs import Run, RunStatus
+from chm_dagster.domain.runs import PING_ID, Run, RunStatus
 from chm_dagster.errors import Conflict
 from chm_dagster.warehouse.constraints import writing
 from chm_dagster.warehouse.engine import Engine
@@ -86,7 +86,7 @@ def ping(
         owner = _enabled(connection, pipeline)
         connection.execute(_LOCK, {"owner": str(owner.id)})
         now = connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
-        about = named or _newest_open(connection, owner.id, signal, now) or f"ping-{uuid4()}"
+        about = named or _newest_open(connection, owner.id, signal, now) or f"{PING_ID}{uuid4()}"
         row = find(connection, owner.id, about)
         known = None if row is None else as_run(row)
         if known is not None and known.status.finished and signal is Signal.START:

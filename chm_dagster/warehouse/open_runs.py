@@ -8,7 +8,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from chm_dagster.domain.runs import OpenRun, RunStatus, ToldRun
+from chm_dagster.domain.runs import OWN_IDS, OpenRun, RunStatus, ToldRun
 from chm_dagster.warehouse.engine import database_errors
 from chm_dagster.warehouse.tables import runs
 
@@ -16,7 +16,8 @@ from chm_dagster.warehouse.tables import runs
 def open_runs(engine: sa.Engine, pipeline_ids: Collection[UUID]) -> dict[UUID, tuple[OpenRun, ...]]:
     """The unfinished runs of these pipelines, those that started last first; pipelines without one are left out.
 
-    Raises DatabaseUnavailable.
+    Runs whose id CHM itself made, of pings and of recordings by hand, are left out: no partner knows them. Raises
+    DatabaseUnavailable.
     """
     query = (
         sa.select(
@@ -31,6 +32,7 @@ def open_runs(engine: sa.Engine, pipeline_ids: Collection[UUID]) -> dict[UUID, t
         # The literal lets Postgres use the index of unfinished runs.
         .where(runs.c.status == sa.literal_column(f"'{RunStatus.RUNNING}'"))
         .where(runs.c.pipeline_id == sa.any_(sa.cast(list(pipeline_ids), pg.ARRAY(pg.UUID(as_uuid=True)))))
+        .where(runs.c.external_run_id.op("!~")(sa.literal_column(f"'^({'|'.join(OWN_IDS)})'")))
         .order_by(runs.c.pipeline_id, runs.c.started_at.desc().nulls_last(), runs.c.external_run_id)
     )
     found: dict[UUID, list[OpenRun]] = defaultdict(list)

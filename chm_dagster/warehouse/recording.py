@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql as pg
 
 from chm_dagster.domain.fields import line
 from chm_dagster.domain.manual import RESERVED, body_digest, is_late_start, key_digest, observe, read_run
-from chm_dagster.domain.runs import Run, RunStatus
+from chm_dagster.domain.runs import MANUAL_ID, Run, RunStatus
 from chm_dagster.errors import Conflict
 from chm_dagster.warehouse.references import Ref, select_pipeline, unknown_pipeline
 from chm_dagster.warehouse.runs import merge_runs
@@ -57,13 +57,13 @@ def record(
         raise unknown_pipeline(pipeline_ref)
     fed = pipeline.external_id is not None
     if key is None:
-        run_id = given.get("external_run_id") or f"manual-{uuid4()}"
+        run_id = given.get("external_run_id") or f"{MANUAL_ID}{uuid4()}"
         return merge_recorded(connection, pipeline.id, run_id, given, fed=fed)
     digest, body = key_digest(pipeline.id, key), body_digest(given)
     earlier = _recorded_with(connection, pipeline.id, digest, body)
     if earlier is not None:
         return earlier, "unchanged"
-    run_id = given.get("external_run_id") or f"manual-{uuid5(pipeline.id, key)}"
+    run_id = given.get("external_run_id") or f"{MANUAL_ID}{uuid5(pipeline.id, key)}"
     run, outcome = merge_recorded(connection, pipeline.id, run_id, given, fed=fed)
     _remember(connection, run, digest, body)
     return run, outcome

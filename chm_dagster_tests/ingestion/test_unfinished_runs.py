@@ -14,9 +14,11 @@ from chm_dagster.ingestion.landing import Landing, LandingZone
 from chm_dagster.ingestion.report import IngestReport
 from chm_dagster.partners.generic.mapping import GenericMapping
 from chm_dagster.partners.port import Capabilities, Done, Failed, Gone, Page, Partner, Target
+from chm_dagster.warehouse.heartbeats import Signal, ping
 from chm_dagster.warehouse.inventory import ingested_pipelines
 from chm_dagster.warehouse.open_runs import open_runs, told_runs
 from chm_dagster.warehouse.runs import merge_runs
+from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.factories import T0, FakeFeed, add_pipeline, minutes, observation, record, rows, told
 
 LATER = T0 + timedelta(hours=2)
@@ -151,6 +153,15 @@ def test_the_ledger_tells_of_unfinished_runs_with_all_that_orders_them(engine: s
     )
     assert open_runs(engine, [pipeline.id]) == {pipeline.id: (OpenRun("a", T0, 2, version, None, {"x": 1}),)}
     assert open_runs(engine, []) == {}
+
+
+def test_no_partner_is_asked_about_a_run_that_it_cannot_know(engine: sa.Engine) -> None:
+    pipeline = add_pipeline(engine)
+    warehouse = Warehouse(engine)
+    warehouse.runs.record(pipeline.key, {"status": "running"})
+    ping(engine, pipeline.key, Signal.START)
+    warehouse.runs.record(pipeline.key, {"status": "running", "external_run_id": "r1"})
+    assert [run.external_run_id for run in open_runs(engine, [pipeline.id])[pipeline.id]] == ["r1"]
 
 
 def test_unfinished_runs_are_found_by_their_index(engine: sa.Engine) -> None:
