@@ -26,9 +26,13 @@ QUERIES: dict[str, str] = {
         ORDER BY c.slug
     """,
     "failing_now": f"""
-        SELECT p.id AS pipeline_id, min(r.started_at) AS failing_since, count(*) AS failures
+        SELECT p.id AS pipeline_id, min(r.started_at) AS failing_since, count(*) AS failures,
+            max(r.external_run_id) FILTER (WHERE r.place = 1) AS external_run_id,
+            max(r.error_message) FILTER (WHERE r.place = 1) AS error_message
         FROM (
-            SELECT *, count(*) FILTER (WHERE status = 'success') OVER (PARTITION BY pipeline_id {_LATEST}) AS successes
+            SELECT *,
+                row_number() OVER (PARTITION BY pipeline_id {_LATEST}) AS place,
+                count(*) FILTER (WHERE status = 'success') OVER (PARTITION BY pipeline_id {_LATEST}) AS successes
             FROM runs WHERE status IN ('success', 'failed')
         ) AS r
         JOIN pipelines AS p ON p.id = r.pipeline_id
@@ -46,7 +50,7 @@ QUERIES: dict[str, str] = {
             FROM runs WHERE status IN ('success', 'failed')
               AND finished_at <= CAST(:now AS timestamptz) - interval '1 day'
         )
-        SELECT p.id AS pipeline_id, t.status AS status_then, s.status AS status_now
+        SELECT p.id AS pipeline_id, t.status AS status_then, s.status AS status_now, s.external_run_id, s.error_message
         FROM settled AS s
         JOIN pipelines AS p ON p.id = s.pipeline_id
         JOIN clients AS c ON c.id = p.client_id
