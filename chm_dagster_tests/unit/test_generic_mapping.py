@@ -212,6 +212,15 @@ def test_a_running_run_has_no_finish_no_duration_and_no_error(finished_at: str) 
     assert seen.progress == 0
 
 
+def test_the_version_is_read_whether_or_not_it_is_the_finish() -> None:
+    finish = datetime(2026, 6, 1, 10, 1, 30, tzinfo=UTC)
+    assert observe().source_version == finish
+    assert observe(updated_at="2026-06-01T10:05:00Z").source_version == datetime(2026, 6, 1, 10, 5, tzinfo=UTC)
+    # A run that was reopened may still show its old finish; whatever it is, the version counts.
+    assert observe(status="running").source_version == finish
+    assert observe(finished_at=None, updated_at=None).source_version is None
+
+
 def test_a_finish_before_the_start_is_kept_without_a_duration() -> None:
     seen = observe(started_at=FINISH, finished_at=START, duration_seconds=5)
     assert (seen.started_at, seen.finished_at) == (

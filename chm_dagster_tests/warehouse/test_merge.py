@@ -2,8 +2,9 @@
 
 import random
 import threading
+from collections.abc import Iterator
 from datetime import datetime
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 import psycopg
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from chm_dagster.domain.runs import Observation, RunStatus
 from chm_dagster.errors import Busy, DatabaseUnavailable
-from chm_dagster.warehouse.runs import Tally, Watermark, advance_watermarks, merge_runs
+from chm_dagster.warehouse.runs import BATCH, PART, RunMerge, Tally, Watermark, advance_watermarks, merge_runs
 from chm_dagster.warehouse.session import ledger_writer
 from chm_dagster_tests.factories import T0, add_pipeline, minutes, observation, rows
 
@@ -161,6 +162,55 @@ def test_ids_that_differ_in_one_byte_are_different_runs(engine: sa.Engine, pipel
 def test_the_same_run_id_in_two_pipelines_is_two_runs(engine: sa.Engine) -> None:
     one, other = add_pipeline(engine, "a").id, add_pipeline(engine, "b").id
     assert merge(engine, observation(one), observation(other)) == Tally(inserted=2)
+
+
+# --- a stream of any length -----------------------------------------------------------------------------------------
+
+
+def test_a_run_that_comes_again_much_later_is_judged_again(engine: sa.Engine, pipeline_id: UUID) -> None:
+    running = observation(pipeline_id, "r0", status=RunStatus.RUNNING, source_version=T0)
+    others = [observation(pipeline_id, f"r{n}") for n in range(1, PART + 1)]
+    late = [observation(pipeline_id, "r0"), running, *others]
+    assert merge(engine, running, *others, *late) == Tally(inserted=PART + 1, updated=1, stale=1, unchanged=PART)
+    assert {row["status"] for row in rows(engine, LEDGER)} == {"success"}
+
+
+def test_a_stream_is_written_in_statements_of_a_size_that_memory_can_hold(engine: sa.Engine, pipeline_id: UUID) -> None:
+    many = [observation(pipeline_id, f"r{n}") for n in range(2 * BATCH + 1)]
+    with engine.begin() as connection, RunMerge(connection) as stream:
+        stream.add(many)
+        assert stream.tallies[pipeline_id].inserted == BATCH  # the second statement is under way, the third to come
+    assert stream.tallies == {pipeline_id: Tally(inserted=len(many))}
+    assert rows(engine, "SELECT count(*) AS n FROM runs")[0]["n"] == len(many)
+
+
+@pytest.mark.parametrize(
+    "before", [0, 1, PART, BATCH + PART], ids=["at once", "early", "while staging", "while merging"]
+)
+def test_a_source_that_breaks_leaves_nothing_behind_and_the_session_usable(
+    engine: sa.Engine, pipeline_id: UUID, before: int
+) -> None:
+    with ledger_writer(engine) as writer:
+
+        def batches() -> Iterator[list[Observation]]:
+            for n in range(before):
+                yield [observation(pipeline_id, f"r{n}")]
+            raise ValueError("the source broke")
+
+        with pytest.raises(ValueError, match="the source broke"):
+            writer.write(batches(), [])
+        assert writer.write([[observation(pipeline_id, "r1")]], []) == {pipeline_id: Tally(inserted=1)}
+    assert rows(engine, "SELECT external_run_id FROM runs") == [{"external_run_id": "r1"}]
+
+
+def test_what_postgres_refuses_is_raised_as_what_it_is(engine: sa.Engine, pipeline_id: UUID) -> None:
+    good, stranger = observation(pipeline_id), observation(uuid4())
+    with ledger_writer(engine) as writer:
+        with pytest.raises(psycopg.errors.ForeignKeyViolation):
+            writer.write([[good], [stranger]], [])
+        with pytest.raises(psycopg.errors.InvalidTextRepresentation):
+            writer.write([[good], [observation(pipeline_id, "r2", attempt="first")]], [])
+        assert writer.write([[good]], []) == {pipeline_id: Tally(inserted=1)}
 
 
 # --- any order, any duplication -------------------------------------------------------------------------------------

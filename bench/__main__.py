@@ -1,0 +1,85 @@
+"""`python -m bench`: measures, prints tables, and writes `.chm/bench.json`."""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+
+from bench import queries, report
+from bench.loading import compare
+from bench.measuring import machine
+from bench.sizes import FULL, QUICK
+from bench.sweep import sweeps
+from chm_dagster.errors import ChmError
+from chm_dagster.local.postgres import EmbeddedPostgres
+from chm_dagster.warehouse import schema
+from chm_dagster.warehouse.engine import make_engine
+
+console = Console()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark. Returns 2, after one line on stderr, if it cannot be run."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: only to see that everything works")
+    parser.add_argument("--output", type=Path, default=Path(".chm/bench.json"), help="default: .chm/bench.json")
+    options = parser.parse_args(argv)
+    try:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the result, and so on the disk that the product's own data would be on.
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=options.output.parent) as folder:
+            results = measure(Path(folder).resolve(), quick=options.quick)
+    except (ChmError, OSError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    options.output.write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
+    console.print(f"Written to {options.output}")
+    return 0
+
+
+def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """Everything, on a server of its own in `folder`, set up as the product's embedded one. Prints as it goes."""
+    sizes = QUICK if quick else FULL
+    begin = time.perf_counter()
+    with EmbeddedPostgres(folder / "home").running() as server:
+        loading = compare(_database(server, "loading"), sizes, folder / "landing")
+        sweep = sweeps(_database(server, "sweeping"), sizes, folder / "landing")
+        results: dict[str, Any] = {
+            "quick": quick,
+            "ratios": {name: ratio["median"] for name, ratio in loading["ratios"].items()},
+            "replay_dead_tuples": loading["replay_dead_tuples"],
+            "loading": loading,
+            "sweep_10k": sweep,
+            "machine": _machine(server),
+        }
+        report.show(results, console)
+        server.ensure_database("queries")
+        results["queries"] = queries.run(server.url("queries"), queries.QUICK if quick else queries.FULL)
+    results["seconds"] = round(time.perf_counter() - begin, 1)
+    return results
+
+
+def _database(server: EmbeddedPostgres, name: str) -> str:
+    """A migrated database."""
+    server.ensure_database(name)
+    engine = make_engine(server.url(name))
+    schema.migrate(engine)
+    engine.dispose()
+    return server.url(name)
+
+
+def _machine(server: EmbeddedPostgres) -> dict[str, Any]:
+    engine = make_engine(server.url("postgres"))
+    facts = machine(engine)
+    engine.dispose()
+    return facts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""`make bench` works from end to end. How fast anything is, is no business of a test: machines differ, and so do hours."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from bench.__main__ import main
+from bench.loading import Arena
+from bench.sizes import QUICK
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    output = tmp_path_factory.mktemp("bench") / "home" / "bench.json"
+    assert main(["--quick", "--output", str(output)]) == 0
+    assert [path.name for path in output.parent.iterdir()] == ["bench.json"]
+    found: dict[str, Any] = orjson.loads(output.read_bytes())
+    return found
+
+
+def test_every_figure_is_there_and_above_nothing(results: dict[str, Any]) -> None:
+    assert set(results["ratios"]) >= {"load_vs_copy", "load_vs_per_row", "replay_vs_load", "replay_wal_share"}
+    rates = results["loading"]["rows_per_second"]
+    assert set(rates) == {"load", "replay", "changed", "landed", "copy", "per_row"}
+    figures = [*results["ratios"].values(), *(rate["median"] for rate in rates.values())]
+    assert all(figure > 0 for figure in figures)
+    assert all(len(rate["rounds"]) == QUICK.rounds for rate in rates.values())
+    assert results["machine"]["postgres"]["fsync"] == "on"
+    assert results["queries"]
+
+
+def test_a_replay_leaves_no_dead_row_and_a_replay_with_changes_does(results: dict[str, Any]) -> None:
+    assert results["replay_dead_tuples"] == 0
+    assert results["loading"]["changed_dead_tuples"] > 0
+    wal = results["loading"]["wal_bytes_per_row"]
+    assert 0 < wal["replay"] < wal["changed"] < wal["load"]
+
+
+def test_the_sweep_brings_its_news_and_the_next_one_none(results: dict[str, Any]) -> None:
+    sweep = results["sweep_10k"]
+    assert (sweep["pipelines"], sweep["new_runs"]) == (QUICK.sweep_pipelines, QUICK.sweep_news)
+    assert sweep["first_load"]["fetched"] == QUICK.sweep_pipelines * QUICK.sweep_runs_per_pipeline
+    for kind in ("news", "no_news"):
+        assert sweep[kind]["own_seconds"]["median"] > 0
+        assert sweep[kind]["partner_seconds"]["median"] > 0
+
+
+def test_work_that_was_not_done_is_an_error_and_no_figure(database_url: str, tmp_path: Path) -> None:
+    arena = Arena(database_url, QUICK, tmp_path)
+    arena.material.first.bodies[0] = b'{"runs": [], "next_cursor": null}'  # type: ignore[index]
+    with pytest.raises(AssertionError, match="where"):
+        arena.chm()
+    arena.close()
+
+
+def test_a_folder_that_cannot_be_used_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["--quick", "--output", str(tmp_path / "file" / "bench.json")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
