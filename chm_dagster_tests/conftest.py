@@ -1,6 +1,7 @@
 """Real parts for every test: a Postgres server of its own for the session, a migrated database for each test."""
 
 import os
+import signal
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -18,6 +19,10 @@ settings.register_profile("chm", deadline=None, suppress_health_check=[HealthChe
 settings.load_profile("chm")
 
 _numbers = count(1)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job is deaf to Ctrl-C, and so would be all that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

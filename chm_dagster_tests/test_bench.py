@@ -31,9 +31,8 @@ def test_every_figure_is_there_and_above_nothing(results: dict[str, Any]) -> Non
     assert results["queries"]
 
 
-def test_a_replay_leaves_no_dead_row_and_a_replay_with_changes_does(results: dict[str, Any]) -> None:
+def test_a_replay_leaves_no_dead_row_and_hardly_any_wal(results: dict[str, Any]) -> None:
     assert results["replay_dead_tuples"] == 0
-    assert results["loading"]["changed_dead_tuples"] > 0
     wal = results["loading"]["wal_bytes_per_row"]
     assert 0 < wal["replay"] < wal["changed"] < wal["load"]
 
