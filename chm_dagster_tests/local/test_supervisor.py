@@ -231,7 +231,7 @@ def test_a_second_ctrl_c_hastens(fresh_home: Path, start: Start, nothing_left: N
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 0
     assert time.monotonic() - begin < 8, "it waited out the grace"
-    assert nothing_left(fresh_home, 0) == []
+    assert nothing_left(fresh_home, 5) == []
 
 
 def answers(postgres: EmbeddedPostgres) -> bool:
