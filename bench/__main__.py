@@ -1,4 +1,4 @@
-"""`python -m bench`: measures, prints tables, and writes `.chm/bench.json`."""
+"""`python -m bench`: run the benchmark, print tables and write `.chm/bench.json`."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ from bench import queries, report
 from bench.loading import compare
 from bench.measuring import machine
 from bench.sizes import FULL, QUICK
-from bench.sweep import sweeps
+from bench.sync import sync_rounds
 from chm_dagster.errors import ChmError
 from chm_dagster.local.postgres import EmbeddedPostgres
 from chm_dagster.warehouse import schema
@@ -25,14 +25,14 @@ console = Console()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark. Returns 2, after one line on stderr, if it cannot be run."""
+    """Run the benchmark. Returns 2 if it cannot run, after printing one line to stderr."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: only to see that everything works")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works")
     parser.add_argument("--output", type=Path, default=Path(".chm/bench.json"), help="default: .chm/bench.json")
     options = parser.parse_args(argv)
     try:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the result, and so on the disk that the product's own data would be on.
+        # Next to the result, and so on the same disk as the product's own data.
         with tempfile.TemporaryDirectory(prefix="bench-", dir=options.output.parent) as folder:
             results = measure(Path(folder).resolve(), quick=options.quick)
     except (ChmError, OSError) as error:
@@ -44,18 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
-    """Everything, on a server of its own in `folder`, set up as the product's embedded one. Prints as it goes."""
+    """Measure everything on a new server in `folder`, configured like the embedded one. Prints results on the way."""
     sizes = QUICK if quick else FULL
     begin = time.perf_counter()
     with EmbeddedPostgres(folder / "home").running() as server:
         loading = compare(_database(server, "loading"), sizes, folder / "landing")
-        sweep = sweeps(_database(server, "sweeping"), sizes, folder / "landing")
+        sync = sync_rounds(_database(server, "syncing"), sizes, folder / "landing")
         results: dict[str, Any] = {
             "quick": quick,
             "ratios": {name: ratio["median"] for name, ratio in loading["ratios"].items()},
             "replay_dead_tuples": loading["replay_dead_tuples"],
             "loading": loading,
-            "sweep_10k": sweep,
+            "sync_10k": sync,
             "machine": _machine(server),
         }
         report.show(results, console)
@@ -66,7 +66,7 @@ def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
 
 
 def _database(server: EmbeddedPostgres, name: str) -> str:
-    """A migrated database."""
+    """Create and migrate a database, and return its URL."""
     server.ensure_database(name)
     engine = make_engine(server.url(name))
     schema.migrate(engine)

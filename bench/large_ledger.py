@@ -1,4 +1,4 @@
-"""A large ledger, made inside the database: 10,000 pipelines of 200 clients, with a year of 500 runs each."""
+"""A large ledger, generated inside the database: 200 clients, 10,000 pipelines, 500 runs per pipeline over a year."""
 
 import dataclasses
 
@@ -10,12 +10,12 @@ from chm_dagster.warehouse.tables import runs
 
 SEED = 7
 _CHUNK = 50
-"""Run numbers per transaction: the server's memory for foreign keys stays small, and its log is recycled."""
+"""Run numbers per transaction. Small transactions limit the server's memory for foreign keys and let it recycle WAL."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LedgerSize:
-    """How many clients, pipelines of each and runs of each pipeline, spread over how many days up to now."""
+    """The number of clients, of pipelines per client and of runs per pipeline, and the days that the runs cover."""
 
     clients: int = 200
     pipelines_per_client: int = 50
@@ -24,12 +24,12 @@ class LedgerSize:
 
     @property
     def pipelines(self) -> int:
-        """All pipelines."""
+        """The total number of pipelines."""
         return self.clients * self.pipelines_per_client
 
     @property
     def runs(self) -> int:
-        """All runs."""
+        """The total number of runs."""
         return self.pipelines * self.runs_per_pipeline
 
 
@@ -53,10 +53,10 @@ SELECT
 FROM clients AS c CROSS JOIN generate_series(1, :pipelines_per_client) AS n
 """
 
-# Run `k` of a pipeline is due every `days / runs_per_pipeline`, at the pipeline's own offset: rows come in the order of
-# time, pipelines mixed, as sweeps write them. `dice` are two numbers from 0 to 999 for each run, and one `habit` from
-# 0 to 99 for each pipeline: most fail one run in fifty; some are flaky, had an outage of 20 runs, alternate, broke for
-# good, never worked, or are often skipped.
+# Runs of a pipeline are `days / runs_per_pipeline` apart, with an offset per pipeline. Rows are written in order of
+# time with pipelines mixed, as syncs write them. Each run has two numbers from 0 to 999 (`dice` and `other`), and each
+# pipeline has a `habit` from 0 to 99: most fail one run in fifty; some are flaky, had an outage of 20 runs, alternate,
+# broke for good, never worked, or are often skipped.
 _RUNS = """
 INSERT INTO runs (pipeline_id, external_run_id, status, started_at, finished_at, duration_seconds, rows_processed,
                   error_message, source_url, payload, progress, source_version, observed_at)
@@ -111,7 +111,7 @@ FROM (
 
 
 def make(engine: Engine, size: LedgerSize) -> None:
-    """Fill a database that holds nothing. Indexes are made last; statistics and visibility are as after a vacuum."""
+    """Fill an empty database. Indexes are created last, and the tables are vacuumed and analyzed."""
     schema.migrate(engine)
     _require_empty(engine)
     unique = next(c for c in runs.constraints if isinstance(c, sa.UniqueConstraint))
@@ -148,4 +148,4 @@ def _add_runs(engine: Engine, size: LedgerSize, first: int, last: int) -> None:
 def _require_empty(engine: Engine) -> None:
     with engine.connect() as connection:
         if connection.scalar(sa.text("SELECT EXISTS (SELECT FROM clients)")):
-            raise SystemExit("the benchmark's ledger wants an empty database of its own")
+            raise SystemExit("the benchmark needs an empty database of its own")

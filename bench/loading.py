@@ -1,4 +1,4 @@
-"""First load, identical replay and changed replay, beside plain COPY and a row at a time."""
+"""First load, identical replay and changed replay, compared with plain COPY and with one row at a time."""
 
 import statistics
 from collections import defaultdict
@@ -13,13 +13,13 @@ from bench import contenders
 from bench.material import SEED, fill_inventory, head, material, utc_now
 from bench.measuring import Work, measured, spread
 from bench.sizes import Sizes
+from chm_dagster.domain.sync import IngestReport
 from chm_dagster.ingestion.landing import LandingZone
-from chm_dagster.ingestion.report import IngestReport
 from chm_dagster.partners.sandbox.world import World
 from chm_dagster.warehouse.engine import make_engine
-from chm_dagster.warehouse.inventory import ingested_pipelines
+from chm_dagster.warehouse.inventory.pipelines import ingested_pipelines
 
-# The checkpoint comes last: nobody pays for what was written before, and all write into pages that are as new.
+# The checkpoint comes last, so that no contender pays for earlier writes and all write into fresh pages.
 _EMPTY = (
     "TRUNCATE runs",
     "UPDATE pipelines SET synced_through = NULL, observed_through = NULL",
@@ -29,9 +29,9 @@ _EMPTY = (
 
 
 class Arena:
-    """One server, one inventory, one history; each contender starts with an empty table of runs.
+    """One server, one inventory and one history. Each contender starts with an empty table of runs.
 
-    `works` holds what each step cost, by its name, in the order of the rounds.
+    `works` maps the name of each step to its costs, in the order of the rounds.
     """
 
     def __init__(self, url: str, sizes: Sizes, folder: Path) -> None:
@@ -47,11 +47,11 @@ class Arena:
         self._url, self._landings = url, LandingZone(folder)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self.engine.dispose()
 
     def round(self, number: int) -> None:
-        """Everybody once. Neighbours swap places from round to round, so that a drift of the machine cancels out."""
+        """Run every contender once. Pairs swap places from round to round, so that machine drift cancels out."""
         pairs = ((self.chm, self.copy), (self.chm_with_landing, self.per_row))
         for one, other in pairs if number % 2 == 0 else [(b, a) for a, b in pairs]:
             one()
@@ -78,13 +78,13 @@ class Arena:
         _require(report, inserted=self.material.runs)
 
     def copy(self) -> None:
-        """The limit."""
+        """Load with plain COPY, the upper limit."""
         with self._step("copy", empty=True):
             contenders.plain_copy(self._url, self.rows)
         self._require_rows(self.material.runs)
 
     def per_row(self) -> None:
-        """The usual way, for the first few runs."""
+        """Load the first few runs the usual way, one row at a time."""
         with self._step("per_row", empty=True):
             contenders.per_row(self.engine, self.pipelines, self.few)
         self._require_rows(self.few_runs)
@@ -103,11 +103,11 @@ class Arena:
         with self.engine.connect() as connection:
             found = connection.scalar(sa.text("SELECT count(*) FROM runs"))
         if found != wanted:
-            raise AssertionError(f"{found} rows where {wanted} were loaded")
+            raise AssertionError(f"found {found} rows, expected {wanted}")
 
 
 def compare(url: str, sizes: Sizes, folder: Path) -> dict[str, Any]:
-    """All rounds. Returns rates in rows/s, the ratios that the targets are about, WAL and dead tuples."""
+    """Run all rounds. Returns rates in rows/s, the ratios that have targets, WAL and dead tuples."""
     arena = Arena(url, sizes, folder)
     try:
         for number in range(sizes.rounds):
@@ -125,7 +125,7 @@ def _summary(arena: Arena) -> dict[str, Any]:
     wal = {name: statistics.median(work.wal_bytes for work in works) for name, works in arena.works.items()}
 
     def ratio(one: str, other: str) -> dict[str, Any]:
-        # Of the same round: what slowed one down slowed its neighbour down as well.
+        # Within a round: what slows one contender down slows its neighbour down as well.
         return spread([a / b for a, b in zip(rates[one], rates[other], strict=True)])
 
     return {
@@ -150,8 +150,8 @@ def _summary(arena: Arena) -> dict[str, Any]:
 
 
 def _require(report: IngestReport, **wanted: int) -> None:
-    """A benchmark of work that was not done is worth nothing."""
+    """Require that the work was really done; otherwise its figure means nothing."""
     names = ("fetched", "inserted", "updated", "unchanged", "stale", "rejected")
-    found = {name: report.total(name) for name in names if name != "fetched" and report.total(name)}
-    if found != wanted or report.total("fetched") != sum(wanted.values()) or report.failed:
-        raise AssertionError(f"{found} where {wanted} was to be")
+    found = {name: getattr(report.counts, name) for name in names if name != "fetched" and getattr(report.counts, name)}
+    if found != wanted or report.fetched != sum(wanted.values()) or report.failed:
+        raise AssertionError(f"found {found}, expected {wanted}")

@@ -1,4 +1,4 @@
-"""Pages of run records, as a partner would send them, and an inventory to hang them on."""
+"""Pages of run records as a partner would send them, and the inventory that they belong to."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import orjson
 from chm_dagster.partners.sandbox.catalogue import SandboxPipeline
 from chm_dagster.partners.sandbox.world import World
 from chm_dagster.warehouse.engine import Engine
-from chm_dagster.warehouse.inventory import NewPipeline, add_pipelines
+from chm_dagster.warehouse.inventory.pipelines import NewPipeline, add_pipelines
 
 SEED = 7
 PAGE = 1_000
@@ -19,7 +19,7 @@ BASE_URL = "https://partner.example/api"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pages:
-    """JSON bodies of an account-wide listing, and when the request for them started."""
+    """The JSON bodies of an account-wide list of runs, and when the request for it started."""
 
     bodies: Sequence[bytes]
     observed_at: datetime
@@ -27,7 +27,7 @@ class Pages:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Material:
-    """One history three times: as first told, told again five minutes later, and with one run in ten changed."""
+    """The same history three times: first, repeated five minutes later, and with one run in ten changed."""
 
     first: Pages
     again: Pages
@@ -37,7 +37,7 @@ class Material:
 
 
 def material(world: World, now: datetime) -> Material:
-    """All runs of a quiet world as of `now`, in the order of its listings: pipeline by pipeline."""
+    """All runs of the world as of `now`, in the order of its lists: pipeline by pipeline."""
     records = world.records(None, None, now, BASE_URL)
     changed = [_changed(record, now) if n % 10 == 0 else record for n, record in enumerate(records)]
     return Material(
@@ -50,18 +50,18 @@ def material(world: World, now: datetime) -> Material:
 
 
 def head(pages: Pages, runs: int) -> Pages:
-    """The first so many runs of the pages."""
+    """The first `runs` runs of the pages."""
     records = [run for body in pages.bodies[: -(-runs // PAGE)] for run in orjson.loads(body)["runs"]]
     return Pages(_bodies(records[:runs]), pages.observed_at)
 
 
 def fill_inventory(engine: Engine, pipelines: Sequence[SandboxPipeline]) -> None:
-    """Put the world's pipelines into the inventory. A slug of its own keeps any number of them apart."""
+    """Add the world's pipelines to the inventory, each with a slug of its own."""
     add_pipelines(engine, (_new(p) for p in pipelines))
 
 
 def utc_now() -> datetime:
-    """The real time, in UTC."""
+    """The current time in UTC."""
     return datetime.now(UTC)
 
 

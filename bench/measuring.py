@@ -1,4 +1,4 @@
-"""Clocks, counters and medians; what the server wrote, and what machine it was."""
+"""Clocks, counters and medians, and a description of the machine."""
 
 import dataclasses
 import os
@@ -19,7 +19,7 @@ from chm_dagster.warehouse.engine import Engine
 
 @dataclasses.dataclass(slots=True)
 class Work:
-    """What one piece of work cost: seconds by the wall clock, bytes of WAL, rows of `runs` that it left dead."""
+    """The cost of one piece of work: wall-clock seconds, bytes of WAL, and dead rows left in `runs`."""
 
     seconds: float = 0.0
     wal_bytes: int = 0
@@ -28,7 +28,7 @@ class Work:
 
 @contextmanager
 def measured(engine: Engine) -> Iterator[Work]:
-    """Measure what happens inside."""
+    """Measure the body of the `with` statement."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         work = Work()
         wal, dead = _wal_position(connection), _dead_tuples(connection)
@@ -49,13 +49,13 @@ def _dead_tuples(connection: sa.Connection) -> int:
 
 
 def spread(values: Sequence[float], digits: int = 3) -> dict[str, float | list[float]]:
-    """Median, smallest, largest, and all values in the order of the rounds."""
+    """Median, minimum, maximum, and all values in the order of the rounds."""
     shown = [round(value, digits) for value in values]
     return {"median": round(statistics.median(values), digits), "min": min(shown), "max": max(shown), "rounds": shown}
 
 
 def machine(engine: Engine) -> dict[str, Any]:
-    """On what this was measured."""
+    """The machine and the server settings of this measurement."""
     with engine.connect() as connection:
         settings = (
             "server_version",

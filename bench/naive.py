@@ -1,6 +1,6 @@
-"""The same questions as most people would ask them first: rank all runs with a window function, keep what is needed.
+"""The same questions as most people would first write them: rank all runs with a window function, keep what is needed.
 
-Each gives the same rows as the named query, as far as its own columns go; the benchmark holds it to that.
+Each returns the same rows as the named query, for the columns that it has. The benchmark verifies this.
 """
 
 _LATEST = "ORDER BY started_at DESC NULLS LAST, finished_at DESC NULLS LAST, id DESC"

@@ -1,7 +1,7 @@
-"""The sandbox partner as a process of its own, with a clock that its parent moves, and a watch on how long it answers.
+"""The sandbox partner as a separate process whose clock its parent controls, and which measures its own response time.
 
-Every line on its standard input is a question: `advance SECONDS` moves its clock, `busy` asks for the seconds that it
-has spent answering since it was last asked, and for the number of requests. It ends when its input does.
+It reads commands from standard input, one per line: `advance SECONDS` moves the clock; `busy` returns the seconds spent
+on responses and the number of requests since the last `busy`. The process ends when its input ends.
 """
 
 import contextlib
@@ -18,7 +18,8 @@ from typing import IO
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chm_dagster.partners.sandbox import SettableClock, World, create_app
-from chm_dagster.partners.sandbox.serving import base_url, bind, serve
+from chm_dagster.partners.sandbox.server import SERVER_OPTIONS
+from chm_dagster.serving import LOOPBACK, base_url, bind, serve
 
 SEED = 7
 WINDOW = timedelta(minutes=5)
@@ -32,31 +33,31 @@ class Partner:
         self.base_url = self._read()
 
     def advance(self) -> None:
-        """Let a window pass at the partner: its news are there to be fetched."""
-        self._ask(f"advance {WINDOW.total_seconds()}")
+        """Advance the partner's clock by one window, so that it has news."""
+        self._command(f"advance {WINDOW.total_seconds()}")
 
     def busy(self) -> tuple[float, int]:
-        """Seconds that the partner has spent answering since it was last asked this, and how many requests."""
-        seconds, requests = self._ask("busy").split()
+        """Seconds that the partner has spent on responses, and the number of requests, since the last call."""
+        seconds, requests = self._command("busy").split()
         return float(seconds), int(requests)
 
-    def _ask(self, question: str) -> str:
+    def _command(self, command: str) -> str:
         assert self._process.stdin is not None
-        self._process.stdin.write(question + "\n")
+        self._process.stdin.write(command + "\n")
         self._process.stdin.flush()
         return self._read()
 
     def _read(self) -> str:
         assert self._process.stdout is not None
-        answer = self._process.stdout.readline().strip()
-        if not answer:
+        line = self._process.stdout.readline().strip()
+        if not line:
             raise RuntimeError("the sandbox partner has ended")
-        return answer
+        return line
 
 
 @contextlib.contextmanager
 def partner(pipelines: int, new_runs: int, runs_per_pipeline: int, start: datetime) -> Iterator[Partner]:
-    """A partner whose clock says `start`, and to which every window brings exactly `new_runs` new runs."""
+    """A partner whose clock starts at `start` and that gets exactly `new_runs` new runs in every window."""
     arguments = [str(pipelines), str(new_runs), str(runs_per_pipeline), start.isoformat()]
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.partner", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -71,7 +72,7 @@ def partner(pipelines: int, new_runs: int, runs_per_pipeline: int, start: dateti
 
 
 class Stopwatch:
-    """Measures how long at least one request is being answered: from its arrival to its last byte."""
+    """Measures the time during which at least one request is open, from arrival to the last byte of its response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -93,7 +94,7 @@ class Stopwatch:
                 self._seconds += time.perf_counter() - self._begin
 
     def read(self) -> tuple[float, int]:
-        """Seconds and requests since it was last read."""
+        """Seconds and requests since the last call."""
         read = self._seconds, self._requests
         self._seconds, self._requests = 0.0, 0
         return read
@@ -116,10 +117,10 @@ def main(pipelines: str, new_runs: str, runs_per_pipeline: str, start: str) -> N
     )
     clock = SettableClock(datetime.fromisoformat(start))
     watch = Stopwatch(create_app(world, None, now=clock))
-    listener = bind(0)
+    listener = bind(LOOPBACK, 0)
     print(base_url(listener), flush=True)
     threading.Thread(target=_obey, args=(sys.stdin, clock, watch), daemon=True).start()
-    serve(watch, listener)
+    serve(watch, listener, **SERVER_OPTIONS)
 
 
 if __name__ == "__main__":

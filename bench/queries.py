@@ -1,5 +1,5 @@
-"""What people and dashboards ask, over 5,000,000 runs of 10,000 pipelines: how long an answer takes, and how long the
-same answer takes when it is asked with window functions.
+"""The health questions over 5,000,000 runs of 10,000 pipelines: how long each query takes, and how long the same
+question takes when it is written with window functions.
 
 Measured from the call to the rows in Python, on a warm cache, through the product's own functions.
 """
@@ -16,14 +16,14 @@ import sqlalchemy as sa
 
 from bench.large_ledger import SEED, LedgerSize, make
 from bench.naive import QUERIES as NAIVE
-from chm_dagster.warehouse.contract import queries
 from chm_dagster.warehouse.engine import Engine, make_engine
+from chm_dagster.warehouse.named_queries import queries
 from chm_dagster.warehouse.warehouse import Warehouse
 
 FULL = LedgerSize()
 QUICK = LedgerSize(clients=4, pipelines_per_client=5, runs_per_pipeline=60, days=60)
 ROUNDS, MANY_ROUNDS = 25, 400
-"""How often a question about everything is asked, and one about a pipeline or a client."""
+"""How often a question about everything is measured, and one about a single pipeline or client."""
 _TARGETS = {
     "latest run of a pipeline": 2.0,
     "client summary, 30 days": 10.0,
@@ -38,7 +38,7 @@ Rows = Sequence[Any]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Question:
-    """Something to ask. `ask` is called `rounds` times, each time with another argument if it makes use of its dice."""
+    """A question to measure. `ask` is called `rounds` times and may use its dice to choose a different argument."""
 
     name: str
     ask: Callable[[random.Random], Rows]
@@ -47,7 +47,7 @@ class Question:
 
 
 def run(database_url: str, size: LedgerSize = FULL) -> dict[str, Any]:
-    """Fill an empty database, ask, print a table. Returns p50 and p95 by question, and the statement."""
+    """Fill an empty database, measure and print a table. Returns p50, p95 and the statement of each question."""
     engine = make_engine(database_url)
     try:
         begin = time.perf_counter()
@@ -113,7 +113,7 @@ def _measure(engine: Engine, question: Question, now: datetime) -> dict[str, Any
 
 
 def _naive(engine: Engine, question: Question, rows: Rows, now: datetime, p50: float) -> dict[str, Any]:
-    """Ask it the naive way: once if it is about everything, for that takes seconds."""
+    """Measure the naive form: only once for a question about everything, because that takes seconds."""
     chosen = {table: random.Random(SEED).choice(_ids(engine, table)) for table in ("pipelines", "clients")}
     parameters = {"now": now, "pipeline": chosen["pipelines"], "client": chosen["clients"]}
     statement = sa.text(NAIVE[question.name])
@@ -131,11 +131,11 @@ def _naive(engine: Engine, question: Question, rows: Rows, now: datetime, p50: f
 
 
 def _require_agreement(name: str, ours: Sequence[Mapping[Any, Any]], theirs: Sequence[Mapping[Any, Any]]) -> None:
-    """Two ways to ask are worth comparing only if they get one answer. One of them may know a rule or a row more."""
+    """Comparing two forms is fair only if they return the same rows. One may return a rule or a row more."""
     columns = [column for column in ours[0] if all(column in row for row in theirs)]
     left, right = ({tuple(row[c] for c in columns) for row in rows} for rows in (ours, theirs))
     if not (left <= right or right <= left):
-        raise AssertionError(f"{name}: the naive form answers something else: {list(left ^ right)[:3]}")
+        raise AssertionError(f"{name}: the naive form returns different rows: {list(left ^ right)[:3]}")
 
 
 def _ids(engine: Engine, table: str) -> list[Any]:

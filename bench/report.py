@@ -1,4 +1,4 @@
-"""The results as tables for people: what was measured, what it had to be, and whether it is."""
+"""Prints the results as tables: the measured value, the target, and whether it was met."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_WAYS = {
+_CONTENDERS = {
     "load": "CHM, first load",
     "replay": "CHM, identical replay",
     "changed": "CHM, replay with 10 % changed",
@@ -17,10 +17,10 @@ _WAYS = {
 
 
 def show(results: Mapping[str, Any], console: Console) -> None:
-    """Print rates, ratios and sweeps."""
-    loading, sweep = results["loading"], results["sweep_10k"]
+    """Print rates, ratios and sync times."""
+    loading, sync = results["loading"], results["sync_10k"]
     rates = _table(f"{loading['runs']:,} runs, rows/s", "median", "smallest", "largest", "WAL bytes/row")
-    for name, label in _WAYS.items():
+    for name, label in _CONTENDERS.items():
         rate = loading["rows_per_second"][name]
         note = f" ({loading['per_row_runs']:,})" if name == "per_row" else ""
         shown = (f"{rate[key]:,.0f}" for key in ("median", "min", "max"))
@@ -30,14 +30,14 @@ def show(results: Mapping[str, Any], console: Console) -> None:
     for name, value, wanted, met in _targets(results):
         targets.add_row(name, f"{value:,.4g}", wanted, "[green]met[/]" if met else "[bold red]missed[/]")
     console.print(targets)
-    sweeps = _table(
-        f"Sweep of {sweep['pipelines']:,} pipelines, seconds", "ours", "smallest", "largest", "the partner's", "fetched"
+    syncs = _table(
+        f"Sync of {sync['pipelines']:,} pipelines, seconds", "CHM", "smallest", "largest", "partner", "fetched"
     )
-    for name, label in (("news", f"{sweep['new_runs']:,} new runs"), ("no_news", "no news")):
-        own, theirs, fetched = (sweep[name][key] for key in ("own_seconds", "partner_seconds", "fetched"))
+    for name, label in (("news", f"{sync['new_runs']:,} new runs"), ("no_news", "no news")):
+        own, theirs, fetched = (sync[name][key] for key in ("own_seconds", "partner_seconds", "fetched"))
         shown = (f"{own[key]:.2f}" for key in ("median", "min", "max"))
-        sweeps.add_row(label, *shown, f"{theirs['median']:.2f}", f"{fetched['median']:,.0f}")
-    console.print(sweeps)
+        syncs.add_row(label, *shown, f"{theirs['median']:.2f}", f"{fetched['median']:,.0f}")
+    console.print(syncs)
 
 
 def _targets(results: Mapping[str, Any]) -> list[tuple[str, float, str, bool]]:
@@ -45,12 +45,12 @@ def _targets(results: Mapping[str, Any]) -> list[tuple[str, float, str, bool]]:
     at_least = {"load_vs_copy": 0.75, "load_vs_per_row": 20.0, "replay_vs_load": 1.5}
     rows = [(name, ratios[name], f">= {wanted:g}", ratios[name] >= wanted) for name, wanted in at_least.items()]
     share, dead = ratios["replay_wal_share"], results["replay_dead_tuples"]
-    own = results["sweep_10k"]["news"]["own_seconds"]["median"]
+    own = results["sync_10k"]["news"]["own_seconds"]["median"]
     return [
         *rows,
         ("replay_wal_share", share, "< 0.01", share < 0.01),
         ("replay_dead_tuples", dead, "0", dead == 0),
-        ("sweep_10k, own seconds", own, "< 5", own < 5),
+        ("sync_10k, own seconds", own, "< 5", own < 5),
     ]
 
 

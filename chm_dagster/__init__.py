@@ -1,1 +1,1 @@
-"""CHM, the Client Health Monitor: whose data pipelines are healthy, at any minute."""
+"""CHM, the Client Health Monitor: shows which clients' data pipelines are healthy."""

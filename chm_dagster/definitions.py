@@ -1,50 +1,35 @@
-"""The one door for Dagster."""
+"""`chm_dagster.definitions`, what Dagster loads: assets, checks, job, schedule and sensors over the installation."""
 
-import os
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
-from chm_dagster import settings as names
-from chm_dagster.defs.health.assets import health_snapshot
-from chm_dagster.defs.ingestion import checks
-from chm_dagster.defs.ingestion.assets import ingest_runs
-from chm_dagster.defs.ingestion.automation import ingest_job, pipeline_partitions, sweep_schedule
-from chm_dagster.defs.resources import LandingResource, PartnersResource, WarehouseResource
-from chm_dagster.errors import ConfigError
-from chm_dagster.partners.connections import named_variables
-from chm_dagster.settings import Settings
-
-
-def _named(partners_file: Path | None) -> set[str]:
-    try:
-        return named_variables(partners_file)
-    except ConfigError:
-        # The code location must load all the same: the resource says what is wrong, where somebody sees it.
-        return set()
+from chm_dagster.defs import alerting, checks, health, ingestion, reports
+from chm_dagster.defs.automation import automation, resources
+from chm_dagster.installation import configured
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    """All that CHM shows to Dagster. Secrets stay in the environment: the UI sees only their variables' names."""
-    settings = Settings.from_env(os.environ)
-    base_url = dg.EnvVar(names.PARTNER_API_BASE_URL) if settings.partner_api_base_url else ""
-    token = dg.EnvVar(names.PARTNER_API_TOKEN) if settings.partner_api_token else ""
-    return dg.Definitions(
-        assets=[ingest_runs, health_snapshot],
-        asset_checks=dg.load_asset_checks_from_modules([checks]),
-        jobs=[ingest_job],
-        schedules=[sweep_schedule(settings.sweep_cron)],
-        sensors=[pipeline_partitions],
+    """All that CHM shows in Dagster, for the settings in the environment."""
+    installation = configured()
+    installed = (installation.warehouse, installation.partners, installation.landing(), installation.channels)
+    vended = resources(*installed, installation.operator())
+    prefix = installation.settings.dagster_prefix
+    return assembled(vended, installation.settings.sync_cron, [] if prefix is None else [prefix])
+
+
+def assembled(
+    with_resources: Mapping[str, dg.ResourceDefinition], sync_cron: str, key_prefix: Sequence[str] = ()
+) -> dg.Definitions:
+    """Assets, checks, job, schedule and sensor over these resources. `key_prefix` goes in front of all their names."""
+    prefix = list(key_prefix) or None
+    own = dg.Definitions(
+        assets=dg.load_assets_from_modules([ingestion, health, alerting, reports], key_prefix=prefix),
+        asset_checks=dg.load_asset_checks_from_modules([checks, alerting, reports], asset_key_prefix=prefix),
         executor=dg.in_process_executor,
-        resources={
-            "warehouse": WarehouseResource(url=dg.EnvVar(names.DATABASE_URL)),
-            "partners": PartnersResource(
-                base_url=base_url,
-                token=token,
-                file=str(settings.partners_file or ""),
-                variables={name: dg.EnvVar(name) for name in _named(settings.partners_file) if os.environ.get(name)},
-            ),
-            "landing": LandingResource(root=str(settings.home / "landing")),
-        },
+        resources=with_resources,
+    )
+    return dg.Definitions.merge(
+        own, automation(sync_cron, key_prefix), alerting.alerting(key_prefix), reports.reports(key_prefix)
     )

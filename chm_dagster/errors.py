@@ -1,11 +1,12 @@
 """Every error that CHM raises on purpose, split by what to do next.
 
 - `ConfigError`: a person must change a setting; retrying cannot help.
-- `PartnerError`: one partner could not be read. `Transient` and `RateLimited` pass by themselves,
+- `RemoteError`: a request to a partner or another server failed. `Transient` and `RateLimited` pass by themselves,
   `AuthError`, `Permanent` and `SchemaDrift` need a person.
 - `InputError`, `NotFound`, `Conflict`: the request was wrong; the message names the field and the fix.
 - `Busy`: somebody else is doing this right now.
 - `DatabaseUnavailable`: Postgres does not answer; nothing was written.
+- `StorageUnavailable`: a file of CHM's own cannot be written or read, for lack of space or rights.
 
 Messages are shown to people as they are. They never hold a secret, a URL's userinfo or its query.
 """
@@ -55,29 +56,45 @@ class DatabaseUnavailable(ChmError):
     """Postgres could not be reached, or it ended the session."""
 
 
-class PartnerError(ChmError):
-    """A partner could not be read."""
+class StorageUnavailable(ChmError):
+    """A file under CHM's home cannot be written or read: the disk is full, or rights are missing."""
 
 
-class AuthError(PartnerError):
-    """The partner refused our credentials (401, 403)."""
+class RemoteError(ChmError):
+    """A request to another server failed."""
 
 
-class Transient(PartnerError):
-    """The partner failed in a way that passes: 5xx, a timeout, a broken connection."""
+class AuthError(RemoteError):
+    """The server refused our credentials (401, 403)."""
+
+
+class Transient(RemoteError):
+    """A failure that may pass by itself: 5xx, a timeout, a broken connection."""
 
 
 class RateLimited(Transient):
-    """The partner asked us to wait. `retry_after` is its wish in seconds, None if it named none."""
+    """The server asked us to wait: `retry_after` seconds, None if it did not say how long."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
 
-class Permanent(PartnerError):
-    """The partner refused the request for good: 400, 404, 410, a redirect, too large an answer."""
+class Permanent(RemoteError):
+    """The same request will fail again: 400, 404, 410, a redirect, too large a response."""
 
 
-class SchemaDrift(PartnerError):
-    """The partner answered, but not in the agreed form."""
+class ResponseTooLarge(Permanent):
+    """The response exceeds the size limit, or has too many values for the memory. Fewer records at a time may fit."""
+
+
+class NotAtPartner(Permanent):
+    """The partner answers, and does not know this pipeline."""
+
+
+class DeadlineExceeded(RemoteError):
+    """Reading the connection took longer than its deadline; what had arrived by then is kept."""
+
+
+class SchemaDrift(RemoteError):
+    """The response is not in the agreed format."""

@@ -1,5 +1,6 @@
-"""Real parts for every test: a Postgres server of its own for the session, a migrated database for each test."""
+"""Real parts for every test: one Postgres server per session, one migrated database per test."""
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -21,16 +22,25 @@ settings.load_profile("chm")
 _numbers = count(1)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell's background job is deaf to Ctrl-C, and so would be all that the tests start.
+    # A background job of a shell ignores Ctrl-C, and so would every process that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the developer's shell sets must not decide what a test sees."""
+    """Environment variables of the developer's shell must not affect the tests."""
     for name in list(os.environ):
         if name.startswith(("CHM_", "DAGSTER_", "PG")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def all_logs(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """Every log record, including those of the HTTP libraries."""
+    caplog.set_level(logging.DEBUG)
+    for name in ("httpx", "httpcore", "hpack"):
+        caplog.set_level(logging.DEBUG, logger=name)
+    return caplog
 
 
 @pytest.fixture(scope="session")
@@ -48,9 +58,9 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostg
 
 
 def _hurry(server: EmbeddedPostgres) -> None:
-    """Nothing here needs to outlive a crash, and a database for each test is mostly waiting for the disk.
+    """Test data need not survive a crash, and creating a database per test mostly waits for the disk.
 
-    What is about crashes starts servers of its own (chm_dagster_tests/local).
+    Tests about crashes start their own servers (chm_dagster_tests/local).
     """
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):
@@ -76,6 +86,29 @@ def engine(database_url: str) -> Iterator[sa.Engine]:
     engine = make_engine(database_url)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def shared_database_url(postgres: EmbeddedPostgres) -> str:
+    """A migrated database for short tests, which empty it themselves."""
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE test_shared TEMPLATE template_chm")
+    return postgres.url("test_shared")
+
+
+@pytest.fixture(scope="session")
+def shared_engine(shared_database_url: str) -> Iterator[sa.Engine]:
+    engine = make_engine(shared_database_url)
+    yield engine
+    engine.dispose()
+
+
+def emptied(engine: sa.Engine) -> sa.Engine:
+    """The engine, on a database that has nothing in it any more."""
+    with engine.begin() as connection:
+        for table in ("alert_rules", "runs", "pipelines", "clients"):
+            connection.execute(sa.text(f"DELETE FROM {table}"))
+    return engine
 
 
 @pytest.fixture

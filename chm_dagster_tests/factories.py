@@ -1,4 +1,4 @@
-"""Short ways to make what tests need."""
+"""Factories for the objects that tests need."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -7,11 +7,11 @@ from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 
-from chm_dagster.domain.inventory import IngestedPipeline, PipelineType, Platform
+from chm_dagster.domain.pipelines import IngestedPipeline, PipelineType, Platform
 from chm_dagster.domain.runs import Observation, RunStatus
-from chm_dagster.partners.generic.mapping import GenericMapping
-from chm_dagster.partners.port import Done, Failed, Page, Partner, Probe, Target
-from chm_dagster.warehouse.inventory import NewPipeline, add_pipelines, ingested_pipelines
+from chm_dagster.partners.platforms.generic import GenericMapper
+from chm_dagster.partners.port import Partner, PipelinesFailed, PipelinesSynced, Probe, RecordBatch, SyncTarget
+from chm_dagster.warehouse.inventory.pipelines import NewPipeline, add_pipelines, ingested_pipelines
 
 T0 = datetime(2026, 3, 1, 6, 0, tzinfo=UTC)
 
@@ -21,7 +21,7 @@ def minutes(n: float) -> timedelta:
 
 
 def observation(pipeline_id: UUID | None = None, run: str = "r1", **changes: Any) -> Observation:
-    """A successful run of ten minutes, seen after an hour."""
+    """A successful run of ten minutes, observed after an hour."""
     fields: dict[str, Any] = {
         "pipeline_id": pipeline_id or uuid4(),
         "external_run_id": run,
@@ -48,7 +48,7 @@ def observation(pipeline_id: UUID | None = None, run: str = "r1", **changes: Any
 def add_pipeline(
     engine: sa.Engine, name: str = "orders", client: str = "Acme", external_id: str | None = None
 ) -> IngestedPipeline:
-    """A pipeline in the inventory, its client made if need be."""
+    """A pipeline in the inventory, with its client created if needed."""
     new = NewPipeline(
         client,
         client.lower(),
@@ -68,21 +68,28 @@ def rows(engine: sa.Engine, query: str, **parameters: Any) -> list[Any]:
 
 
 class FakeFeed:
-    """A partner's run history that is a script: what each target's sweep yields, and what was asked."""
+    """A scripted run history of a partner: what a sync yields for each target, and what was requested."""
 
     overlap = timedelta(minutes=5)
 
-    def __init__(self, script: Callable[[Target], Sequence[Page | Done | Failed]]) -> None:
+    def __init__(
+        self, script: Callable[[SyncTarget], Sequence[RecordBatch | PipelinesSynced | PipelinesFailed]]
+    ) -> None:
         self.script = script
-        self.asked: list[Target] = []
+        self.asked: list[SyncTarget] = []
 
-    async def sweep(self, targets: Sequence[Target]) -> AsyncGenerator[Page | Done | Failed, None]:
+    async def sync(
+        self, targets: Sequence[SyncTarget]
+    ) -> AsyncGenerator[RecordBatch | PipelinesSynced | PipelinesFailed, None]:
         for target in targets:
             self.asked.append(target)
             for event in self.script(target):
                 yield event
 
-    async def check(self) -> Probe:
+    async def recent(self, targets: Sequence[SyncTarget]) -> Sequence[RecordBatch] | None:
+        return [event for target in targets for event in self.script(target) if isinstance(event, RecordBatch)]
+
+    async def check(self, external_id: str | None = None) -> Probe:
         return Probe(True, "fake")
 
     async def aclose(self) -> None:
@@ -90,12 +97,17 @@ class FakeFeed:
 
 
 def fake_partner(feed: FakeFeed, name: str = "default", *, reopens: bool = False) -> dict[str, Partner]:
-    return {name: Partner(name, lambda: feed, GenericMapping(reopens=reopens))}
+    return {name: Partner(name, lambda: feed, GenericMapper(reopens=reopens))}
 
 
-def told(external_id: str, *records: Any, at: datetime = T0 + timedelta(hours=1)) -> list[Page | Done | Failed]:
+def one_page(
+    external_id: str, *records: Any, at: datetime = T0 + timedelta(hours=1)
+) -> list[RecordBatch | PipelinesSynced | PipelinesFailed]:
     """One page of records, then done."""
-    return [Page([(external_id, r) for r in records], at), Done([external_id], at - timedelta(minutes=5), at)]
+    return [
+        RecordBatch([(external_id, r) for r in records], at),
+        PipelinesSynced([external_id], at - timedelta(minutes=5), at),
+    ]
 
 
 def record(run: str = "r1", status: str = "success", **changes: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is written is true: commands exist and work, links lead somewhere, every setting and every command is explained."""
+"""The documentation is correct: commands exist and work, links resolve, every setting and every command is explained."""
 
 import os
 import re
@@ -10,24 +10,35 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
+import psycopg
 import pytest
 import sqlalchemy as sa
 import typer
+import yaml
 from typer.exceptions import TyperException
 
 from chm_dagster import settings
 from chm_dagster.api.app import create_app
-from chm_dagster.api.serving import serve_in_thread
 from chm_dagster.cli.main import app
-from chm_dagster.local.postgres import _programs
+from chm_dagster.defs import alerting, checks, reports
+from chm_dagster.defs.automation import RUNS, automation
+from chm_dagster.defs.health import health_snapshot
+from chm_dagster.defs.ingestion import ingest_runs
+from chm_dagster.local.postgres import EmbeddedPostgres, _programs
+from chm_dagster.serving import serve_in_thread
 from chm_dagster.settings import Settings
-from chm_dagster.warehouse.contract import queries
+from chm_dagster.warehouse import schema
+from chm_dagster.warehouse.engine import make_engine
+from chm_dagster.warehouse.named_queries import queries
 from chm_dagster.warehouse.warehouse import Warehouse
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = Path(sys.executable).parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("contracts/*.md")])
 OPERATIONS = ROOT / "docs" / "operations.md"
+CHANGELOG = ROOT / "CHANGELOG.md"
+"""Its sentences may name commands that no longer exist."""
 CHM: Any = typer.main.get_command(app)
 
 OTHERS_PROGRAMS = {
@@ -44,9 +55,16 @@ OTHERS_PROGRAMS = {
     "tail",
     "awk",
 }
-"""Programs that pages call and that are not ours to prove."""
-NOT_SETTINGS = {"CHM_STACK_ID", "CHM_POSTGRES_PASSWORD"}
-"""A mark on processes, and a password that compose alone knows."""
+"""Programs of others that pages call."""
+NOT_SETTINGS = {
+    "CHM_BI_POSTGRES_ADDRESS",
+    "CHM_BI_POSTGRES_SSLMODE",
+    "CHM_STACK_ID",
+    "CHM_POSTGRES_PASSWORD",
+    "CHM_DAGSTER_POSTGRES_PASSWORD",
+    "CHM_SWEEP_CRON",
+}
+"""A mark on processes, passwords that only compose uses, and the old name of a setting."""
 
 
 # --- reading pages -------------------------------------------------------------------------------------------------------
@@ -88,7 +106,7 @@ def shell_lines(page: Path) -> Iterator[Line]:
 
 
 def spoken(text: str) -> Iterator[str]:
-    """Commands of ours that stand in backticks, in prose or in code; with substitutions, those inside."""
+    """CHM's own commands in backticks, in prose or in code, including those in substitutions."""
     for quoted in re.findall(r"`([^`\n]+)`", text):
         for command in [quoted, *re.findall(r"\$\(([^)]+)\)", quoted)]:
             if re.match(r"(chm|make) [a-z]", command) and "..." not in command:
@@ -105,13 +123,18 @@ TALKING = [
     path
     for pattern in ("chm_dagster/**/*.py", "chm_dagster/**/*.yaml", "contracts/*.*", "deploy/*", "*.y*ml", "Makefile")
     for path in sorted(ROOT.glob(pattern))
-    if path.suffix != ".md"
+    if path.suffix != ".md" and path.is_file()
 ]
-"""Files that speak to people outside of pages: messages, docstrings, comments of configuration."""
+"""Files with text for people outside the pages: messages, docstrings, comments in configuration."""
 
 LINES = [line for page in PAGES for line in shell_lines(page)]
 SPOKEN = sorted(
-    {Line(p.relative_to(ROOT).as_posix(), c) for p in PAGES for c in spoken(prose(p.read_text(encoding="utf-8")))}
+    {
+        Line(p.relative_to(ROOT).as_posix(), c)
+        for p in PAGES
+        if p != CHANGELOG
+        for c in spoken(prose(p.read_text(encoding="utf-8")))
+    }
     | {Line(p.relative_to(ROOT).as_posix(), c) for p in TALKING for c in spoken(p.read_text(encoding="utf-8"))},
     key=str,
 )
@@ -125,7 +148,7 @@ def targets() -> set[str]:
 
 
 def complaint(words: list[str], *, named: bool = False) -> str | None:
-    """Why a command line of ours would be refused; None if it would run. One that is only `named` may lack arguments."""
+    """Why a command line would be rejected, or None if it would run. If it is only `named`, arguments may be missing."""
     if words[0] == "make":
         wanted = [word for word in words[1:] if "=" not in word]
         return next((f"no target {word}" for word in wanted if word not in targets()), None)
@@ -134,11 +157,12 @@ def complaint(words: list[str], *, named: bool = False) -> str | None:
     if words[0] == "python" and words[1] == "-m":
         path = ROOT / words[2].replace(".", "/")
         return None if path.with_suffix(".py").exists() or (path / "__main__.py").exists() else f"no module {words[2]}"
-    return None if words[0] in OTHERS_PROGRAMS or (PROGRAMS / words[0]).exists() else f"no program {words[0]}"
+    program = words[0].removeprefix(".venv/bin/")
+    return None if program in OTHERS_PROGRAMS or (PROGRAMS / program).exists() else f"no program {program}"
 
 
 def parse(words: list[str], *, named: bool) -> str | None:
-    """What the real parser of `chm` says against these words, down to options and types."""
+    """The error of the real `chm` parser for these words, if any, down to options and types."""
     command, context, rest = CHM, CHM.make_context("chm", list(words)), list(words)
     while rest and hasattr(command, "commands"):
         if rest[0] not in command.commands:
@@ -157,14 +181,14 @@ def parse(words: list[str], *, named: bool) -> str | None:
     return None  # a group by itself stands for all of its commands
 
 
-def test_there_is_enough_to_check() -> None:
+def test_there_are_enough_commands_to_check() -> None:
     pages = {line.page for line in LINES}
     assert {"README.md", "CONTRIBUTING.md", "docs/operations.md"} <= pages
     assert sum(line.words[:1] == ["chm"] for line in LINES) >= 10
 
 
 @pytest.mark.parametrize("line", LINES, ids=str)
-def test_every_command_of_a_page_exists(line: Line) -> None:
+def test_every_command_in_a_page_exists(line: Line) -> None:
     for words in nested(line):
         if words:
             assert complaint(words) is None
@@ -194,7 +218,7 @@ def test_a_command_that_does_not_exist_is_noticed(text: str) -> None:
 
 
 def every_command() -> Iterator[tuple[str, Any]]:
-    """Every command, with the words that call it. Resolving loads those that are imported when they are called."""
+    """Every command with its full name. Resolving a command imports it."""
     context = CHM.make_context("chm", ["--help"], resilient_parsing=True)
 
     def below(command: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -210,6 +234,20 @@ def without_help(commands: Iterable[tuple[str, Any]]) -> list[str]:
     silent = [path for path, command in commands if not (command.help or "").strip()]
     options = [(path, parameter) for path, command in commands for parameter in command.params]
     return silent + [f"{path} {o.opts[0]}" for path, o in options if not getattr(o, "help", None)]
+
+
+def listed_commands() -> set[str]:
+    """The commands in the table of the operations page, subcommands included."""
+    rows = re.findall(r"^\| `chm (\w+)` \|([^|]*)\|", section(OPERATIONS, "Commands"), re.MULTILINE)
+    listed = [(noun, re.findall(r"`([\w-]+)`", verbs)) for noun, verbs in rows]
+    return {f"{noun} {verb}" for noun, verbs in listed for verb in verbs} | {
+        noun for noun, verbs in listed if not verbs
+    }
+
+
+def test_exactly_the_existing_commands_are_documented() -> None:
+    existing = {path.removeprefix("chm ") for path, command in every_command() if not hasattr(command, "commands")}
+    assert listed_commands() == existing
 
 
 def test_every_command_and_every_option_has_help() -> None:
@@ -232,14 +270,14 @@ def test_every_make_target_has_help() -> None:
     assert phony == set(re.findall(r"^([a-z-]+):.*## \S", text, re.MULTILINE))
 
 
-# --- the cheap ones, for real ----------------------------------------------------------------------------------------------
+# --- commands that are run for real ----------------------------------------------------------------------------------------
 
 READING = {"status", "failing", "changed", "latest", "flaky", "list"}
 WRITING = {"create", "record"}
 
 
 def harmless(page: str) -> list[Line]:
-    """The commands of a page that need no partner, in their order: a reader types them one after the other."""
+    """The commands of a page that need no partner, in the order in which a reader types them."""
     return [x for x in LINES if x.page == page and x.words[:1] == ["chm"] and set(x.words[1:3]) & (READING | WRITING)]
 
 
@@ -248,7 +286,7 @@ def test_the_readmes_commands_work_one_after_the_other(database_url: str, tmp_pa
     environment = {**os.environ, **own, settings.HOME: str(tmp_path), "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
     for line in harmless("README.md"):
         done = subprocess.run(["sh", "-c", line.text], capture_output=True, text=True, env=environment, cwd=ROOT)
-        # 1 would be: something is failing. Nothing ran yet.
+        # 1 would mean that something is failing, but nothing ran yet.
         assert done.returncode == 0, f"{line}: {done.stderr}"
         assert done.stdout.strip(), line
 
@@ -258,7 +296,7 @@ def test_the_readme_shows_how_to_write_and_how_to_ask() -> None:
     assert {"failing", "changed", "latest", "flaky", "client", "pipeline", "create"} <= words
 
 
-def test_the_pings_of_the_page_end_in_the_ledger(engine: sa.Engine, tmp_path: Path) -> None:
+def test_the_pings_in_the_page_reach_the_ledger(engine: sa.Engine, tmp_path: Path) -> None:
     warehouse = Warehouse(engine)
     warehouse.clients.create("Acme GmbH")
     warehouse.pipelines.create("acme-gmbh", {"name": "Nightly backup", "platform": "cron", "pipeline_type": "export"})
@@ -275,6 +313,11 @@ def test_the_pings_of_the_page_end_in_the_ledger(engine: sa.Engine, tmp_path: Pa
     assert {run_id for run_id, _, _ in statuses} == {"2026-01-31"} and "disk full" in statuses[-1][2]
 
 
+def test_the_contributing_guide_lists_every_target() -> None:
+    listed = re.findall(r"^\| `make ([a-z-]+)` \|", section(ROOT / "CONTRIBUTING.md", "Set up"), re.MULTILINE)
+    assert set(listed) == targets() - {"help"}
+
+
 def test_make_help_shows_every_target() -> None:
     shown = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=ROOT).stdout
     phony = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[0].split()
@@ -289,7 +332,7 @@ def section(page: Path, heading: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_backup_made_as_the_page_says_brings_both_databases_back(tmp_path: Path) -> None:
+def test_a_backup_made_as_documented_restores_both_databases(tmp_path: Path) -> None:
     backup, restore = blocks(section(OPERATIONS, "Backup and restore"), "sh")
     path = f"{_programs(18)}:{PROGRAMS}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, settings.HOME: str(tmp_path / "first")}
@@ -313,7 +356,7 @@ def test_a_backup_made_as_the_page_says_brings_both_databases_back(tmp_path: Pat
         sh("chm db stop")
 
 
-def test_a_query_runs_by_hand_as_the_contracts_page_says(database_url: str, tmp_path: Path) -> None:
+def test_a_query_runs_by_hand_as_documented(database_url: str, tmp_path: Path) -> None:
     (script,) = blocks((ROOT / "contracts" / "README.md").read_text(encoding="utf-8"), "sh")
     own = {settings.DATABASE_URL: database_url, settings.DAGSTER_DATABASE_URL: database_url}
     environment = {**os.environ, **own, "PATH": f"{_programs(18)}:{PROGRAMS}:{os.environ['PATH']}"}
@@ -323,11 +366,65 @@ def test_a_query_runs_by_hand_as_the_contracts_page_says(database_url: str, tmp_
     assert "failing_since" in done.stdout and not done.stderr
 
 
+def test_the_sql_of_the_operations_page_prepares_a_server(tmp_path: Path) -> None:
+    (script,) = blocks(section(OPERATIONS, "Using your own Postgres"), "sql")
+    server = EmbeddedPostgres(tmp_path)
+    with server.running():
+        with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+            for statement in filter(str.strip, script.split(";")):
+                connection.execute(statement.encode())
+        for database in ("chm", "chm_dagster"):
+            _, address = server.url(database).split("@", 1)
+            engine = make_engine(f"postgresql://{database}:...@{address}")
+            schema.migrate(engine)
+            engine.dispose()
+
+
+def test_no_sql_of_a_page_is_left_out() -> None:
+    with_sql = {page.relative_to(ROOT).as_posix() for page in PAGES if blocks(page.read_text(encoding="utf-8"), "sql")}
+    assert with_sql == {"docs/operations.md"}
+
+
+def test_the_run_config_of_the_operations_page_fits_the_job() -> None:
+    text = section(OPERATIONS, "Everyday tasks")
+    (config,) = blocks(text, "yaml")
+    assert "the job `ingest`" in text
+    resources = {name: dg.ResourceDefinition.none_resource() for name in ("warehouse", "partners", "landing")}
+    job = dg.Definitions(
+        assets=[ingest_runs, health_snapshot],
+        asset_checks=dg.load_asset_checks_from_modules([checks]),
+        jobs=automation("* * * * *").jobs,
+        resources=resources,
+    ).resolve_job_def("ingest")
+    assert dg.validate_run_config(job, yaml.safe_load(config))
+    with pytest.raises(dg.DagsterInvalidConfigError):
+        dg.validate_run_config(job, yaml.safe_load(config.replace("from_landing", "from_landings")))
+
+
+def unknown_paths(page: Path) -> list[str]:
+    """Paths of the HTTP API that a page names in backticks and that the app does not serve."""
+    contract = yaml.safe_load((ROOT / "contracts" / "openapi.yaml").read_text(encoding="utf-8"))
+    served = "|".join(re.sub(r"\{\w+\}", r"[\\w{}/-]+", path) for path in contract["paths"])
+    named = re.findall(r"`(/(?:api|ping|docs|healthz|readyz|metrics)[\w/{}.-]*)`", page.read_text(encoding="utf-8"))
+    return [path for path in named if not re.fullmatch(rf"{served}|/docs|/metrics|/api/v1", path)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_api_path_that_a_page_names_exists(page: Path) -> None:
+    assert unknown_paths(page) == []
+
+
+def test_an_api_path_that_does_not_exist_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("`/api/v1/clients/{slug}`, `/readyz` and `/api/v1/customers`, `/healthy`, `/healthz/now`\n")
+    assert unknown_paths(page) == ["/api/v1/customers", "/healthz/now"]
+
+
 # --- links -----------------------------------------------------------------------------------------------------------------
 
 
 def anchors(page: Path) -> set[str]:
-    """The fragments that GitHub gives a page's headings."""
+    """The fragments that GitHub generates for the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", prose(page.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -345,11 +442,11 @@ def broken_links(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_every_link_and_image_leads_somewhere(page: Path) -> None:
+def test_every_link_and_image_resolves(page: Path) -> None:
     assert broken_links(page) == []
 
 
-def test_a_link_that_leads_nowhere_is_noticed(tmp_path: Path) -> None:
+def test_a_broken_link_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "there.md").write_text("# One heading, and more\n")
     page = tmp_path / "page.md"
     page.write_text(
@@ -359,7 +456,7 @@ def test_a_link_that_leads_nowhere_is_noticed(tmp_path: Path) -> None:
 
 
 def lost_paths(page: Path) -> list[str]:
-    """Files and folders that a page names in backticks, and that are not there."""
+    """Files and folders that a page names in backticks and that do not exist."""
     named = re.findall(
         r"`((?:chm_dagster\w*|contracts|docs|deploy|migrations|\.ci)/[\w./-]+)`", page.read_text(encoding="utf-8")
     )
@@ -367,12 +464,12 @@ def lost_paths(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_every_file_that_a_page_names_is_there(page: Path) -> None:
-    # deploy/compose.env is made by whoever starts the containers.
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    # deploy/compose.env is created by the person who starts the containers.
     assert set(lost_paths(page)) <= {"deploy/compose.env"}
 
 
-def test_a_file_that_is_gone_is_noticed(tmp_path: Path) -> None:
+def test_a_missing_file_is_noticed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("see `chm_dagster/settings.py`, `chm_dagster/setings.py` and `docs/glossary`\n")
     assert lost_paths(page) == ["chm_dagster/setings.py", "docs/glossary"]
@@ -382,24 +479,27 @@ def test_a_file_that_is_gone_is_noticed(tmp_path: Path) -> None:
 
 
 def table(heading: str) -> dict[str, list[str]]:
-    """The rows of the first table below a heading of the operations page, by their first cell's code."""
+    """The rows of the first table below a heading of the operations page, by the code in their first cell."""
     rows = re.findall(r"^\| `([^`]+)`(.*)\|$", section(OPERATIONS, heading), re.MULTILINE)
     return {name: [cell.strip() for cell in rest.split("|")[1:]] for name, rest in rows}
 
 
-def test_exactly_the_settings_that_exist_are_explained() -> None:
+def test_exactly_the_existing_settings_are_documented() -> None:
     assert set(table("Settings")) == set(settings.KNOWN)
 
 
-def test_the_defaults_are_as_explained() -> None:
+def test_the_defaults_are_as_documented() -> None:
     plain = Settings()
-    real = {f"CHM_{field.name.upper()}": getattr(plain, field.name) for field in fields(Settings)}
+    # Each endpoint has variables of its own.
+    named = [field.name for field in fields(Settings) if field.name not in ("webhooks", "apprise_urls")]
+    real = {f"CHM_{name.upper()}": getattr(plain, name) for name in named}
     shown = {name: cells[0].strip("`") for name, cells in table("Settings").items()}
     assert shown == {name: "none" if value is None else str(value) for name, value in real.items()}
 
 
 def test_no_page_or_file_names_a_setting_that_does_not_exist() -> None:
-    places = [*PAGES, ROOT / "Makefile", ROOT / "docker-compose.yml", *(ROOT / "deploy").iterdir()]
+    deployed = [path for path in (ROOT / "deploy").iterdir() if path.is_file()]
+    places = [*PAGES, ROOT / "Makefile", ROOT / "docker-compose.yml", *deployed]
     named = {
         name for place in places for name in re.findall(r"\bCHM_[A-Z_]+[A-Z]\b", place.read_text(encoding="utf-8"))
     }
@@ -412,23 +512,29 @@ def test_the_code_names_its_settings_in_settings_alone() -> None:
         assert named <= settings.KNOWN | NOT_SETTINGS, path
 
 
-def test_exactly_the_checks_that_exist_are_explained() -> None:
-    code = (ROOT / "chm_dagster/defs/ingestion/checks.py").read_text(encoding="utf-8")
-    checks = re.findall(r"^@dg\.asset_check\((.*?)^def (\w+)\(", code, re.MULTILINE | re.DOTALL)
-    assert set(table("When something is red")) == {name for _, name in checks}
+def test_exactly_the_existing_checks_are_documented() -> None:
+    specs = [spec for one in dg.load_asset_checks_from_modules([checks, alerting, reports]) for spec in one.check_specs]
+    assert set(table("When something is red")) == {spec.name for spec in specs}
     rows = section(OPERATIONS, "When something is red")
-    for options, name in checks:
-        is_gate = "blocking=True" in options and "asset=RUNS" in options
-        assert is_gate == (f"`{name}` (gate)" in rows), name
+    for spec in specs:
+        is_gate = spec.blocking and spec.asset_key == dg.AssetKey(RUNS)
+        assert is_gate == (f"`{spec.name}` (gate)" in rows), spec.name
 
 
-def test_exactly_the_queries_that_exist_are_listed() -> None:
+def test_exactly_the_existing_queries_are_listed() -> None:
     page = (ROOT / "contracts" / "README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(queries())
 
 
 def decisions() -> dict[str, Path]:
-    return {path.name: path for path in (ROOT / "docs" / "adr").glob("*.md")}
+    return {path.name: path for path in (ROOT / "docs" / "adr").glob("[0-9]*.md")}
+
+
+def test_the_index_lists_every_decision_under_its_own_title() -> None:
+    index = (ROOT / "docs" / "adr" / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| \[(\d{4})\]\(([^)]+)\) \| (.+) \|$", index, re.MULTILINE)
+    titles = {name: path.read_text(encoding="utf-8").splitlines()[0] for name, path in decisions().items()}
+    assert {name: f"# {number}: {title}" for number, name, title in listed} == titles
 
 
 def test_every_decision_that_is_referred_to_is_written_down() -> None:
@@ -440,7 +546,7 @@ def test_every_decision_that_is_referred_to_is_written_down() -> None:
             assert any(name.startswith(number) for name in decisions()), path
 
 
-def test_every_decision_has_a_number_of_its_own_and_says_why_what_and_what_then() -> None:
+def test_every_decision_has_a_unique_number_and_the_agreed_sections() -> None:
     numbers = [name.split("-")[0] for name in decisions()]
     assert len(set(numbers)) == len(numbers)
     for name, path in decisions().items():
@@ -450,8 +556,8 @@ def test_every_decision_has_a_number_of_its_own_and_says_why_what_and_what_then(
         assert re.search(r"^Status: (accepted|superseded by \d{4})$", text, re.MULTILINE), name
 
 
-def test_the_changelog_is_of_the_agreed_form() -> None:
-    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+def test_the_changelog_has_the_agreed_form() -> None:
+    text = CHANGELOG.read_text(encoding="utf-8")
     versions = re.findall(r"^## (.+)$", text, re.MULTILINE)
     assert versions[0] == "[Unreleased]"
     assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", version) for version in versions[1:])
@@ -487,12 +593,12 @@ def test_no_tracked_file_names_a_machine_or_a_package_index() -> None:
 
 
 def unwelcome(names: Iterable[str]) -> list[str]:
-    """Locks that hold addresses, and files that hold a machine's settings or somebody's secrets."""
+    """Lock files with addresses, and files with settings of a machine or secrets."""
     secret = (".pem", ".key", "compose.env")
     return [n for n in names if Path(n).name in LOCKS_WITH_ADDRESSES | {".env"} or n.endswith(secret)]
 
 
-def test_no_tracked_file_is_a_lock_with_addresses_or_holds_settings_of_a_machine() -> None:
+def test_no_tracked_file_is_a_lock_with_addresses_or_has_settings_of_a_machine() -> None:
     assert unwelcome(tracked()) == []
 
 
@@ -514,4 +620,33 @@ def test_a_file_that_should_not_be_tracked_is_noticed() -> None:
 )
 def test_a_machine_or_an_index_is_noticed(parts: tuple[str, str]) -> None:
     assert offences("".join(parts))
-    assert not offences("/var/lib/chm /opt/dagster/home/storage ./home/x ~/work/x the index is simple")
+    harmless = ("/var/lib/chm /opt/dagster/", "home/storage ./", "home/x ~/", "work/x the index is ", "simple")
+    assert not offences("".join(harmless))
+
+
+# --- the page on reliability ---------------------------------------------------------------------------------------------
+
+
+MEASUREMENTS = re.findall(
+    r"^\.venv/bin/python -m pytest (.*)$", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"), re.M
+)
+
+
+def selected(command: str) -> set[str]:
+    """The names of the tests that pytest's paths and words select, as far as the text shows."""
+    words = shlex.split(command)
+    chosen = words[words.index("-k") + 1].split(" or ") if "-k" in words else [""]
+    paths = [ROOT / word for word in words if word.startswith("chm_dagster_tests")]
+    files = [file for path in paths for file in ([path] if path.is_file() else path.glob("test_*.py"))]
+    assert files, command
+    tests = {name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.M)}
+    return (
+        {name for name in tests if any(one in f"{name} {files[0].name}" for one in chosen)} if chosen != [""] else tests
+    )
+
+
+@pytest.mark.parametrize("command", MEASUREMENTS)
+def test_every_measurement_on_the_reliability_page_selects_tests(command: str) -> None:
+    assert selected(command)
+    for word in command.partition(" -k ")[2].strip('"').split(" or "):
+        assert not word or selected(f"{command.partition(' -k ')[0]} -k {word}"), f"{word} selects nothing"

@@ -1,20 +1,36 @@
--- The health questions of CHM, by name: the one home that the API, the CLI, Dagster and dashboards share.
+-- The health questions of CHM, by name: the API, the CLI, Dagster and dashboards all run these blocks.
 --
--- A block runs from its `-- name:` line to the next one. The comment on top of it is read by programs too: first what the
+-- A block runs from its `-- name:` line to the next one. Programs read the comment on top of it too: first what the
 -- block answers; then its parameters, as `name type = default: meaning`, with the accepted values in parentheses where
--- there are few; then the columns of its answer, as `name type: meaning`. contracts/README.md says how to run a block.
+-- there are few; then the columns of its result, as `name type: meaning`. contracts/README.md says how to run a block.
 --
--- Words that hold in all blocks:
--- - A parameter stands in the statement as `:name`. All of them may be null, and null means the default.
--- - A run is settled once it is a success or failed. Running, canceled and skipped runs settle nothing: they neither
---   break a pipeline nor mend it.
--- - The latest of a pipeline's runs is the first by started_at, finished_at and id, each descending, nulls last.
--- - What is true now leaves disabled clients and pipelines out. What was (over time, by client, by platform, durations)
---   counts their runs too, from `since` up to but without `until`, by the start of a run.
--- - Times are timestamptz; days, weeks and months begin in UTC. Rates are from 0 to 1, and null where nothing settled.
+-- Terms that hold in all blocks:
+-- - A parameter is written as `:name`. Each may be null, which stands for the default.
+-- - A run's effective time (`effective_at`) is when it started; if that is not known, when it was queued; else when it
+--   finished; else when CHM first saw it. Runs are ordered by it and belong to time spans by it. Of runs with the same
+--   effective time, the one that finished last is the latest.
+-- - A run is settled once it is a success, or failed and not about to be retried. Running, canceled and skipped runs
+--   settle nothing: they neither break a pipeline nor fix it.
+-- - Backfills say nothing about health: whether a pipeline fails, changed or is flaky depends on its other runs. Latest
+--   runs, counts and rates include backfills.
+-- - A pipeline is failing if its latest settled run failed; late if a run was due and none came within the grace time (15
+--   minutes unless grace_minutes says otherwise); overrunning if a run takes longer than max_runtime_minutes; healthy if
+--   it is none of these and its latest settled run is a success; else unknown. What did not happen is claimed only where
+--   it is known: a pipeline that was not read for 30 minutes (longer if syncs are rarer) is unknown, and so is one of
+--   whose last sync a record was not understood, one whose report CHM's API may have missed because it was down, and,
+--   whatever its runs say, one that its partner no longer knows. A failure stays a failure until a newer run is known.
+-- - Questions about now leave disabled clients and pipelines out. Questions about a time span (over time, by client, by
+--   platform, durations) count their runs too, from `since` up to, but not including, `until`.
+-- - Times are timestamptz; days, weeks and months begin in UTC unless `timezone` says otherwise. Rates are from 0 to 1,
+--   and null if nothing settled.
+--
+-- The views and functions that the blocks use are part of the schema: `pipeline_details`, `ledger_runs`, `settled_runs`,
+-- `health_runs`, `open_alert_episodes`, `counts_for_health()`, `pipelines_of()`, `active_pipelines()`, `latest_runs()`,
+-- `latest_health_runs()`, `latest_success()`, `settled_at()` and `health_of()`. A role without rights on what partners sent
+-- (the columns payload and lineage) can run every block.
 
 -- name: latest_status_by_pipeline
--- How each active pipeline did last; also those that never ran, with a null status.
+-- The latest run and the health of each active pipeline. Pipelines that never ran are included, with a null status.
 -- Parameters:
 --   client_slug text = null: only this client
 --   environment text = null (dev, staging, prod): only this environment
@@ -28,54 +44,64 @@
 --   platform text
 --   environment text
 --   status text: running, success, failed, canceled or skipped
---   settled_status text: success or failed, as the latest settled run left it
+--   settled_status text: success or failed, from the latest settled run that is no backfill
+--   health text: failing, late, overrunning, unknown, healthy or, in maintenance, paused
+--   health_since timestamptz: since when; null for healthy
+--   health_reason text: why, in words; null for healthy
+--   due_at timestamptz: when the next run after the latest one is due; null without a schedule
+--   read_at timestamptz: when the last complete sync started; null if it was never read, or reports its runs itself
 --   external_run_id text: the latest run's id at the partner
+--   effective_at timestamptz: when it started, or else was queued, finished or first seen
+--   queued_at timestamptz
 --   started_at timestamptz
 --   finished_at timestamptz
 --   duration_seconds float8
+--   kind text: scheduled, manual, backfill or retry; null if that is not known
 --   error_message text
 --   status_reason text: the partner's own word where it says more than the status
 --   source_url text: a link to the run at the partner
 --   synced_through timestamptz: the pipeline's runs are known up to here
 SELECT
-    c.id AS client_id,
-    c.slug AS client_slug,
-    c.name AS client_name,
-    p.id AS pipeline_id,
-    p.slug AS pipeline_slug,
-    p.name AS pipeline_name,
+    p.client_id,
+    p.client_slug,
+    p.client_name,
+    p.pipeline_id,
+    p.pipeline_slug,
+    p.pipeline_name,
     p.platform,
     p.environment,
     r.status,
-    CASE WHEN r.status IN ('success', 'failed') THEN r.status ELSE (
-        SELECT runs.status FROM runs
-        WHERE runs.pipeline_id = p.id AND runs.status IN ('success', 'failed')
-        ORDER BY runs.started_at DESC NULLS LAST, runs.finished_at DESC NULLS LAST, runs.id DESC
-        LIMIT 1
-    ) END AS settled_status,
+    settled.status AS settled_status,
+    h.health,
+    h.health_since,
+    h.health_reason,
+    h.due_at,
+    h.read_at,
     r.external_run_id,
+    r.effective_at,
+    r.queued_at,
     r.started_at,
     r.finished_at,
     r.duration_seconds,
+    r.kind,
     r.error_message,
     r.status_reason,
     r.source_url,
     p.synced_through
-FROM pipelines AS p
-JOIN clients AS c ON c.id = p.client_id
-LEFT JOIN LATERAL (
-    SELECT * FROM runs
-    WHERE runs.pipeline_id = p.id
-    ORDER BY runs.started_at DESC NULLS LAST, runs.finished_at DESC NULLS LAST, runs.id DESC
-    LIMIT 1
-) AS r ON true
-WHERE p.is_active AND c.is_active
-  AND (CAST(:client_slug AS text) IS NULL OR c.slug = :client_slug)
-  AND (CAST(:environment AS text) IS NULL OR p.environment = :environment)
-ORDER BY c.slug, p.slug;
+FROM active_pipelines(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
+LEFT JOIN LATERAL latest_runs(p.pipeline_id, 1) AS r ON true
+CROSS JOIN LATERAL (
+    SELECT CASE
+        WHEN counts_for_health(r.status, r.kind, r.will_retry) THEN r.status
+        ELSE (SELECT latest.status FROM latest_health_runs(p.pipeline_id, 1) AS latest)
+    END AS status
+) AS settled
+CROSS JOIN LATERAL health_of(p.pipeline_id, settled.status, now()) AS h
+ORDER BY p.client_slug, p.pipeline_slug;
 
 -- name: latest_status_by_client
--- How each active client stands: how many of its active pipelines are in which latest status, and how many fail.
+-- The health of each active client, the worst first: that of its worst pipeline, and how many have which health and
+-- which latest status. A client without active pipelines is unknown.
 -- Parameters:
 --   client_slug text = null: only this client
 --   environment text = null (dev, staging, prod): only pipelines of this environment
@@ -83,64 +109,88 @@ ORDER BY c.slug, p.slug;
 --   client_id uuid
 --   client_slug text
 --   client_name text
---   health text: failing if any pipeline fails, else healthy; unknown while nothing has settled
---   pipelines int8: active ones
---   failing int8: pipelines whose latest settled run failed, as in failing_now
---   success int8: pipelines whose latest run is a success; the next five add up to pipelines with it
+--   health text: failing, late, overrunning, unknown or healthy: the worst of any pipeline; paused: all in maintenance
+--   pipelines int8: active ones; the next six add up to it
+--   failing int8: pipelines whose latest settled run failed
+--   late int8: pipelines without a run since it was due
+--   overrunning int8: pipelines with a run that takes longer than it may
+--   unknown int8: pipelines that never ran, or were not read recently enough to know
+--   healthy int8
+--   in_maintenance int8: pipelines in a maintenance window, whatever their runs
+--   paused int8: disabled pipelines; the only ones that the other counts leave out
+--   success int8: pipelines whose latest run is a success; this and the next five add up to pipelines, too
 --   failed int8
 --   running int8
 --   canceled int8
 --   skipped int8
 --   never_ran int8
---   latest_run_at timestamptz: start of the client's latest run
+--   latest_run_at timestamptz: effective time of the client's latest run
+--   read_at timestamptz: when the pipeline was last read that was read longest ago; null if none was ever read
 SELECT
     c.id AS client_id,
     c.slug AS client_slug,
     c.name AS client_name,
     CASE
-        WHEN count(*) FILTER (WHERE r.settled_status = 'failed') > 0 THEN 'failing'
-        WHEN count(r.settled_status) > 0 THEN 'healthy'
+        WHEN count(*) FILTER (WHERE r.health = 'failing') > 0 THEN 'failing'
+        WHEN count(*) FILTER (WHERE r.health = 'late') > 0 THEN 'late'
+        WHEN count(*) FILTER (WHERE r.health = 'overrunning') > 0 THEN 'overrunning'
+        WHEN count(*) FILTER (WHERE r.health = 'paused') = count(*) THEN 'paused'
+        WHEN count(*) FILTER (WHERE r.health IN ('healthy', 'paused')) = count(*) THEN 'healthy'
         ELSE 'unknown'
     END AS health,
     count(r.pipeline_id) AS pipelines,
-    count(*) FILTER (WHERE r.settled_status = 'failed') AS failing,
+    count(*) FILTER (WHERE r.health = 'failing') AS failing,
+    count(*) FILTER (WHERE r.health = 'late') AS late,
+    count(*) FILTER (WHERE r.health = 'overrunning') AS overrunning,
+    count(*) FILTER (WHERE r.health = 'unknown') AS unknown,
+    count(*) FILTER (WHERE r.health = 'healthy') AS healthy,
+    count(*) FILTER (WHERE r.health = 'paused') AS in_maintenance,
+    (
+        SELECT count(*) FROM pipelines AS d
+        WHERE d.client_id = c.id AND NOT d.is_active
+          AND (CAST(:environment AS text) IS NULL OR d.environment = :environment)
+    ) AS paused,
     count(*) FILTER (WHERE r.status = 'success') AS success,
     count(*) FILTER (WHERE r.status = 'failed') AS failed,
     count(*) FILTER (WHERE r.status = 'running') AS running,
     count(*) FILTER (WHERE r.status = 'canceled') AS canceled,
     count(*) FILTER (WHERE r.status = 'skipped') AS skipped,
     count(r.pipeline_id) FILTER (WHERE r.status IS NULL) AS never_ran,
-    max(r.started_at) AS latest_run_at
+    max(r.effective_at) AS latest_run_at,
+    CASE WHEN bool_and(r.read_at IS NOT NULL) FILTER (WHERE r.pulled) THEN min(r.read_at) END AS read_at
 FROM clients AS c
 LEFT JOIN (
     SELECT
-        p.client_id,
-        p.id AS pipeline_id,
-        latest.status,
-        latest.started_at,
-        CASE WHEN latest.status IN ('success', 'failed') THEN latest.status ELSE (
-            SELECT runs.status FROM runs
-            WHERE runs.pipeline_id = p.id AND runs.status IN ('success', 'failed')
-            ORDER BY runs.started_at DESC NULLS LAST, runs.finished_at DESC NULLS LAST, runs.id DESC
-            LIMIT 1
-        ) END AS settled_status
-    FROM pipelines AS p
-    LEFT JOIN LATERAL (
-        SELECT runs.status, runs.started_at FROM runs
-        WHERE runs.pipeline_id = p.id
-        ORDER BY runs.started_at DESC NULLS LAST, runs.finished_at DESC NULLS LAST, runs.id DESC
-        LIMIT 1
-    ) AS latest ON true
-    WHERE p.is_active
-      AND (CAST(:environment AS text) IS NULL OR p.environment = :environment)
+        p.client_id, p.pipeline_id, latest.status, latest.effective_at, h.health, h.read_at,
+        d.external_id IS NOT NULL AND coalesce(d.connection, '') NOT LIKE 'openlineage:%' AS pulled
+    FROM active_pipelines(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
+    JOIN pipelines AS d ON d.id = p.pipeline_id
+    LEFT JOIN LATERAL latest_runs(p.pipeline_id, 1) AS latest ON true
+    CROSS JOIN LATERAL (
+        SELECT CASE
+            WHEN counts_for_health(latest.status, latest.kind, latest.will_retry) THEN latest.status
+            ELSE (SELECT l.status FROM latest_health_runs(p.pipeline_id, 1) AS l)
+        END AS status
+    ) AS settled
+    CROSS JOIN LATERAL health_of(p.pipeline_id, settled.status, now()) AS h
 ) AS r ON r.client_id = c.id
 WHERE c.is_active
   AND (CAST(:client_slug AS text) IS NULL OR c.slug = :client_slug)
 GROUP BY c.id
-ORDER BY c.slug;
+ORDER BY
+    CASE
+        WHEN count(*) FILTER (WHERE r.health = 'failing') > 0 THEN 1
+        WHEN count(*) FILTER (WHERE r.health = 'late') > 0 THEN 2
+        WHEN count(*) FILTER (WHERE r.health = 'overrunning') > 0 THEN 3
+        WHEN count(*) FILTER (WHERE r.health = 'paused') = count(*) THEN 6
+        WHEN count(*) FILTER (WHERE r.health IN ('healthy', 'paused')) = count(*) THEN 5
+        ELSE 4
+    END,
+    c.slug;
 
--- name: failing_now
--- What is failing at this minute: active pipelines whose latest settled run failed, and since when.
+-- name: needs_attention
+-- What needs somebody's attention now: active pipelines that are neither healthy nor in maintenance,
+-- the worst first, then the longest.
 -- Parameters:
 --   client_slug text = null: only this client
 --   environment text = null (dev, staging, prod): only this environment
@@ -153,96 +203,174 @@ ORDER BY c.slug;
 --   pipeline_name text
 --   platform text
 --   environment text
---   failing_since timestamptz: start of the first failure after the last success
+--   health text: failing, late, overrunning or unknown
+--   health_since timestamptz: since when
+--   health_reason text: why, in words
+--   due_at timestamptz: when the next run after the latest one is due; null without a schedule
+--   read_at timestamptz: when the last complete sync started; null if it was never read, or reports its runs itself
+--   external_run_id text: of the latest failure, if it is failing; so are the next four
+--   effective_at timestamptz: when it started, or else was queued, finished or first seen
+--   error_message text
+--   status_reason text
+--   source_url text: a link to the run at the partner
+SELECT
+    p.client_id,
+    p.client_slug,
+    p.client_name,
+    p.pipeline_id,
+    p.pipeline_slug,
+    p.pipeline_name,
+    p.platform,
+    p.environment,
+    h.health,
+    h.health_since,
+    h.health_reason,
+    h.due_at,
+    h.read_at,
+    bad.external_run_id,
+    bad.effective_at,
+    bad.error_message,
+    bad.status_reason,
+    bad.source_url
+FROM active_pipelines(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
+LEFT JOIN LATERAL latest_health_runs(p.pipeline_id, 1) AS settled ON true
+CROSS JOIN LATERAL health_of(p.pipeline_id, settled.status, now()) AS h
+LEFT JOIN LATERAL (
+    SELECT * FROM ledger_runs AS run WHERE run.id = settled.id LIMIT 1
+) AS bad ON h.health = 'failing'
+WHERE h.health NOT IN ('healthy', 'paused')
+ORDER BY
+    CASE h.health WHEN 'failing' THEN 1 WHEN 'late' THEN 2 WHEN 'overrunning' THEN 3 ELSE 4 END,
+    h.health_since,
+    p.client_slug,
+    p.pipeline_slug;
+
+-- name: connections
+-- How reading each connection goes: how many active pipelines are read from it, how recently, and why it fails.
+-- Parameters:
+--   client_slug text = null: only pipelines of this client
+--   environment text = null (dev, staging, prod): only pipelines of this environment
+-- Columns:
+--   platform text
+--   connection text: its name; null for the platform's default
+--   pipelines int8: active ones that are read from it
+--   unreadable int8: pipelines whose last sync failed
+--   read_at timestamptz: when the last complete sync of any of them started; null if there was none
+--   oldest_read_at timestamptz: of the pipeline that was read longest ago; null if one was never read
+--   failing_since timestamptz: since when none of them can be read; null if the partner answers for one
+--   error_code text: the kind of the latest error, such as credentials_refused; null if all can be read
+--   error text: the latest error; null if all can be read
+SELECT
+    t.platform,
+    t.connection,
+    count(*) AS pipelines,
+    count(t.sync_failing_since) AS unreadable,
+    max(t.observed_through) AS read_at,
+    -- min() ignores nulls.
+    CASE WHEN count(t.observed_through) = count(*) THEN min(t.observed_through) END AS oldest_read_at,
+    -- A partner that no longer knows a pipeline answers all the same. One that was not tried yet shows nothing.
+    CASE
+        WHEN count(*) FILTER (
+            WHERE t.sync_attempted_at IS NOT NULL
+              AND (t.sync_failing_since IS NULL OR t.sync_error_code = 'not_at_partner')
+        ) = 0 THEN max(t.sync_failing_since)
+    END AS failing_since,
+    (array_agg(t.sync_error_code ORDER BY t.sync_attempted_at DESC, t.id)
+        FILTER (WHERE t.sync_failing_since IS NOT NULL))[1] AS error_code,
+    (array_agg(t.sync_error ORDER BY t.sync_attempted_at DESC, t.id)
+        FILTER (WHERE t.sync_failing_since IS NOT NULL))[1] AS error
+FROM active_pipelines(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
+JOIN pipelines AS t ON t.id = p.pipeline_id
+WHERE t.external_id IS NOT NULL AND coalesce(t.connection, '') NOT LIKE 'openlineage:%'
+GROUP BY t.platform, t.connection
+ORDER BY t.platform, t.connection NULLS FIRST;
+
+-- name: failing_now
+-- What is failing right now: active pipelines whose latest settled run failed, and since when. Backfills do not count.
+-- Parameters:
+--   client_slug text = null: only this client
+--   environment text = null (dev, staging, prod): only this environment
+-- Columns:
+--   client_id uuid
+--   client_slug text
+--   client_name text
+--   pipeline_id uuid
+--   pipeline_slug text
+--   pipeline_name text
+--   platform text
+--   environment text
+--   failing_since timestamptz: effective time of the first failure after the last success
 --   failing_seconds float8: from failing_since up to now
 --   failures int8: settled runs that failed in a row; counted up to 1,000
 --   broken bool: it failed in all of its last 30 settled runs, or in all there are if there are 10 or more
---   last_success_at timestamptz: start of the last success, or its finish where no start is known
---   external_run_id text: this and the next five tell of the latest failure
+--   last_success_at timestamptz: effective time of the last success
+--   external_run_id text: this and the next six describe the latest failure
+--   effective_at timestamptz: when it started, or else was queued, finished or first seen
 --   started_at timestamptz
 --   finished_at timestamptz
 --   error_message text
 --   status_reason text
 --   source_url text: a link to the run at the partner
 SELECT
-    c.id AS client_id,
-    c.slug AS client_slug,
-    c.name AS client_name,
-    p.id AS pipeline_id,
-    p.slug AS pipeline_slug,
-    p.name AS pipeline_name,
+    p.client_id,
+    p.client_slug,
+    p.client_name,
+    p.pipeline_id,
+    p.pipeline_slug,
+    p.pipeline_name,
     p.platform,
     p.environment,
     streak.since AS failing_since,
     CAST(extract(epoch FROM now() - streak.since) AS float8) AS failing_seconds,
     streak.failures,
     streak.failures >= 30 OR (streak.failures >= 10 AND good.id IS NULL) AS broken,
-    coalesce(good.started_at, good.finished_at) AS last_success_at,
+    good.effective_at AS last_success_at,
     bad.external_run_id,
+    bad.effective_at,
     bad.started_at,
     bad.finished_at,
     bad.error_message,
     bad.status_reason,
     bad.source_url
-FROM pipelines AS p
-JOIN clients AS c ON c.id = p.client_id
-JOIN LATERAL (
-    SELECT runs.id, runs.status FROM runs
-    WHERE runs.pipeline_id = p.id AND runs.status IN ('success', 'failed')
-    ORDER BY runs.started_at DESC NULLS LAST, runs.finished_at DESC NULLS LAST, runs.id DESC
-    LIMIT 1
-) AS settled ON settled.status = 'failed'
+FROM active_pipelines(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
+JOIN LATERAL latest_health_runs(p.pipeline_id, 1) AS settled ON settled.status = 'failed'
 CROSS JOIN LATERAL (
-    SELECT * FROM runs WHERE runs.id = settled.id LIMIT 1
+    SELECT * FROM ledger_runs AS run WHERE run.id = settled.id LIMIT 1
 ) AS bad
-LEFT JOIN LATERAL (
-    SELECT runs.id, runs.started_at, runs.finished_at FROM runs
-    WHERE runs.pipeline_id = p.id AND runs.status = 'success'
-    ORDER BY runs.started_at DESC NULLS LAST, runs.finished_at DESC NULLS LAST, runs.id DESC
-    LIMIT 1
-) AS good ON true
+LEFT JOIN LATERAL latest_success(p.pipeline_id) AS good ON true
+CROSS JOIN LATERAL (
+    -- The place in the order of runs after which the failures are one streak; without a success, before all runs.
+    SELECT
+        coalesce(good.effective_at, '-infinity') AS effective_at,
+        coalesce(good.finished_at, '-infinity') AS finished_at,
+        coalesce(good.id, '00000000-0000-0000-0000-000000000000') AS id
+) AS mark
 CROSS JOIN LATERAL (
     SELECT
         count(*) AS failures,
-        -- The earliest start of them all, also of those that were not counted.
-        coalesce((
-            SELECT min(runs.started_at) FROM runs
-            WHERE good.started_at IS NOT NULL
-              AND runs.pipeline_id = p.id AND runs.status = 'failed' AND runs.started_at >= good.started_at
-              AND (runs.started_at, coalesce(runs.finished_at, '-infinity'), runs.id)
-                > (good.started_at, coalesce(good.finished_at, '-infinity'), good.id)
-        ), (
-            SELECT min(runs.started_at) FROM runs
-            WHERE good.started_at IS NULL
-              AND runs.pipeline_id = p.id AND runs.status = 'failed'
-        ), bad.finished_at) AS since
+        -- The first failure of the streak, even if it is too long to be counted.
+        (
+            SELECT min(r.effective_at) FROM health_runs AS r
+            WHERE r.pipeline_id = p.pipeline_id AND r.status = 'failed' AND r.effective_at >= mark.effective_at
+              AND (r.effective_at, coalesce(r.finished_at, '-infinity'), r.id)
+                > (mark.effective_at, mark.finished_at, mark.id)
+        ) AS since
     FROM (
-        SELECT 1 FROM runs
-        WHERE good.started_at IS NOT NULL
-          AND runs.pipeline_id = p.id AND runs.status = 'failed' AND runs.started_at >= good.started_at
-          AND (runs.started_at, coalesce(runs.finished_at, '-infinity'), runs.id)
-            > (good.started_at, coalesce(good.finished_at, '-infinity'), good.id)
-        UNION ALL
-        -- Without a success whose start is known, every failure with a known start is of the streak.
-        SELECT 1 FROM runs
-        WHERE good.started_at IS NULL
-          AND runs.pipeline_id = p.id AND runs.status = 'failed'
-          AND (good.id IS NULL OR runs.started_at IS NOT NULL
-               OR (coalesce(runs.finished_at, '-infinity'), runs.id)
-                > (coalesce(good.finished_at, '-infinity'), good.id))
+        SELECT 1 FROM health_runs AS r
+        WHERE r.pipeline_id = p.pipeline_id AND r.status = 'failed' AND r.effective_at >= mark.effective_at
+          AND (r.effective_at, coalesce(r.finished_at, '-infinity'), r.id)
+            > (mark.effective_at, mark.finished_at, mark.id)
         LIMIT 1000
     ) AS failed
 ) AS streak
-WHERE p.is_active AND c.is_active
-  AND (CAST(:client_slug AS text) IS NULL OR c.slug = :client_slug)
-  AND (CAST(:environment AS text) IS NULL OR p.environment = :environment)
-ORDER BY c.slug, p.slug;
+ORDER BY p.client_slug, p.pipeline_slug;
 
 -- name: changed_since
--- What is another than it was: active pipelines by their latest settled run now, against the latest that had settled by
--- a time. A run that was in progress then had not settled, nor had one that was started again since.
+-- What changed since a time: the latest settled run of each active pipeline now, compared with the latest one that had
+-- settled by then. A run that was in progress then had not settled, nor had one that was started again since. Backfills
+-- do not count.
 -- Parameters:
---   since timestamptz = now() - interval '1 day': the time to compare with
+--   since timestamptz = now() - interval '24 hours': the time to compare with
 --   client_slug text = null: only this client
 --   environment text = null (dev, staging, prod): only this environment
 -- Columns:
@@ -257,19 +385,20 @@ ORDER BY c.slug, p.slug;
 --   change text: regression (a success then), still failing, fixed, or new (nothing had settled then); in this order
 --   status_then text: success or failed, null for new
 --   status_now text: success or failed
---   external_run_id text: this and the next five tell of the latest settled run now
+--   external_run_id text: this and the next six describe the latest settled run now
+--   effective_at timestamptz: when it started, or else was queued, finished or first seen
 --   started_at timestamptz
 --   finished_at timestamptz
 --   error_message text
 --   status_reason text
 --   source_url text: a link to the run at the partner
 SELECT
-    c.id AS client_id,
-    c.slug AS client_slug,
-    c.name AS client_name,
-    p.id AS pipeline_id,
-    p.slug AS pipeline_slug,
-    p.name AS pipeline_name,
+    p.client_id,
+    p.client_slug,
+    p.client_name,
+    p.pipeline_id,
+    p.pipeline_slug,
+    p.pipeline_name,
     p.platform,
     p.environment,
     CASE
@@ -281,44 +410,21 @@ SELECT
     past.status AS status_then,
     present.status AS status_now,
     r.external_run_id,
+    r.effective_at,
     r.started_at,
     r.finished_at,
     r.error_message,
     r.status_reason,
     r.source_url
-FROM pipelines AS p
-JOIN clients AS c ON c.id = p.client_id
-JOIN LATERAL (
-    SELECT runs.id, runs.status FROM runs
-    WHERE runs.pipeline_id = p.id AND runs.status IN ('success', 'failed')
-    ORDER BY runs.started_at DESC NULLS LAST, runs.finished_at DESC NULLS LAST, runs.id DESC
-    LIMIT 1
-) AS present ON true
+FROM active_pipelines(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
+JOIN LATERAL latest_health_runs(p.pipeline_id, 1) AS present ON true
+LEFT JOIN LATERAL settled_at(
+    p.pipeline_id, coalesce(CAST(:since AS timestamptz), now() - interval '24 hours')
+) AS past ON true
 CROSS JOIN LATERAL (
-    SELECT coalesce((
-        SELECT runs.status FROM runs
-        WHERE runs.pipeline_id = p.id AND runs.status IN ('success', 'failed')
-          AND runs.started_at <= coalesce(CAST(:since AS timestamptz), now() - interval '1 day')
-          AND coalesce(runs.finished_at, runs.started_at)
-            <= coalesce(CAST(:since AS timestamptz), now() - interval '1 day')
-        ORDER BY runs.started_at DESC NULLS LAST, runs.finished_at DESC NULLS LAST, runs.id DESC
-        LIMIT 1
-    ), (
-        SELECT runs.status FROM runs
-        WHERE runs.pipeline_id = p.id AND runs.status IN ('success', 'failed')
-          AND runs.started_at IS NULL
-          AND runs.finished_at <= coalesce(CAST(:since AS timestamptz), now() - interval '1 day')
-        ORDER BY runs.finished_at DESC NULLS LAST, runs.id DESC
-        LIMIT 1
-    )) AS status
-) AS past
-CROSS JOIN LATERAL (
-    SELECT * FROM runs WHERE runs.id = present.id LIMIT 1
+    SELECT * FROM ledger_runs AS run WHERE run.id = present.id LIMIT 1
 ) AS r
-WHERE p.is_active AND c.is_active
-  AND (past.status IS DISTINCT FROM present.status OR present.status = 'failed')
-  AND (CAST(:client_slug AS text) IS NULL OR c.slug = :client_slug)
-  AND (CAST(:environment AS text) IS NULL OR p.environment = :environment)
+WHERE past.status IS DISTINCT FROM present.status OR present.status = 'failed'
 ORDER BY
     CASE
         WHEN past.status IS NULL THEN 4
@@ -326,8 +432,8 @@ ORDER BY
         WHEN past.status = 'success' THEN 1
         ELSE 2
     END,
-    c.slug,
-    p.slug;
+    p.client_slug,
+    p.pipeline_slug;
 
 -- name: recent_runs_by_pipeline
 -- The last runs of each active pipeline as a strip of letters, for a status grid; empty for one that never ran.
@@ -345,20 +451,19 @@ ORDER BY
 --   platform text
 --   environment text
 --   statuses text: one letter for each run, the oldest first: S success, F failed, R running, C canceled, - skipped
---   latest_run_at timestamptz: start of the latest run
+--   latest_run_at timestamptz: effective time of the latest run
 SELECT
-    c.id AS client_id,
-    c.slug AS client_slug,
-    c.name AS client_name,
-    p.id AS pipeline_id,
-    p.slug AS pipeline_slug,
-    p.name AS pipeline_name,
+    p.client_id,
+    p.client_slug,
+    p.client_name,
+    p.pipeline_id,
+    p.pipeline_slug,
+    p.pipeline_name,
     p.platform,
     p.environment,
     coalesce(reverse(strip.letters), '') AS statuses,
     strip.latest_run_at
-FROM pipelines AS p
-JOIN clients AS c ON c.id = p.client_id
+FROM active_pipelines(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
 CROSS JOIN LATERAL (
     SELECT
         -- In the order of the rows below it: the latest first.
@@ -368,25 +473,17 @@ CROSS JOIN LATERAL (
             END,
             ''
         ) AS letters,
-        max(recent.started_at) AS latest_run_at
-    FROM (
-        SELECT runs.status, runs.started_at FROM runs
-        WHERE runs.pipeline_id = p.id
-        ORDER BY runs.started_at DESC NULLS LAST, runs.finished_at DESC NULLS LAST, runs.id DESC
-        LIMIT least(greatest(coalesce(CAST(:runs AS int4), 30), 1), 200)
-    ) AS recent
+        max(recent.effective_at) AS latest_run_at
+    FROM latest_runs(p.pipeline_id, least(greatest(coalesce(CAST(:runs AS int4), 30), 1), 200)) AS recent
 ) AS strip
-WHERE p.is_active AND c.is_active
-  AND (CAST(:client_slug AS text) IS NULL OR c.slug = :client_slug)
-  AND (CAST(:environment AS text) IS NULL OR p.environment = :environment)
-ORDER BY c.slug, p.slug;
+ORDER BY p.client_slug, p.pipeline_slug;
 
 -- name: flaky_pipelines
--- Which active pipelines come and go: over the last 30 settled runs, flips between success and failure as a share of the
--- runs that could flip (all but the first). It takes at least 10 settled runs and 2 recoveries. A pipeline that always
--- fails is broken, not flaky; one whose present failures have lasted 7 days from the first to the latest is down; one
--- that has not failed for 30 days up to its latest run is cured. A label that must not flicker is given at the default
--- threshold and taken away once the pipeline is no longer listed at half of it.
+-- Which active pipelines are flaky: over the last 30 settled runs, flips between success and failure as a share of the
+-- runs that could flip (all but the first). It takes at least 10 settled runs and 2 recoveries; backfills do not count. A
+-- pipeline that always fails is broken, not flaky; one whose current failures have lasted 7 days from the first to the
+-- latest is down; one that has not failed for 30 days up to its latest run is cured. To keep a label from flickering, set
+-- it at the default threshold and remove it once the pipeline is no longer listed at half of it.
 -- Parameters:
 --   threshold float8 = 0.2: the flip rate from which on a pipeline is flaky
 --   client_slug text = null: only this client
@@ -406,14 +503,14 @@ ORDER BY c.slug, p.slug;
 --   failures int8
 --   settled_runs int8: how many were judged, at most 30
 --   history text: one letter for each of them, the oldest first: S success, F failed
---   latest_run_at timestamptz: start of the latest of them
+--   latest_run_at timestamptz: effective time of the latest of them
 SELECT
-    c.id AS client_id,
-    c.slug AS client_slug,
-    c.name AS client_name,
-    p.id AS pipeline_id,
-    p.slug AS pipeline_slug,
-    p.name AS pipeline_name,
+    p.client_id,
+    p.client_slug,
+    p.client_name,
+    p.pipeline_id,
+    p.pipeline_slug,
+    p.pipeline_name,
     p.platform,
     p.environment,
     flaky.flip_rate,
@@ -422,23 +519,17 @@ SELECT
     flaky.failures,
     flaky.settled_runs,
     flaky.history,
-    flaky.starts[1] AS latest_run_at
-FROM pipelines AS p
-JOIN clients AS c ON c.id = p.client_id
+    flaky.times[1] AS latest_run_at
+FROM active_pipelines(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
 CROSS JOIN LATERAL (
     -- In the order of the rows below them: the latest first.
-    SELECT string_agg(upper(left(recent.status, 1)), '') AS letters, array_agg(recent.started_at) AS starts
-    FROM (
-        SELECT runs.status, runs.started_at FROM runs
-        WHERE runs.pipeline_id = p.id AND runs.status IN ('success', 'failed')
-        ORDER BY runs.started_at DESC NULLS LAST, runs.finished_at DESC NULLS LAST, runs.id DESC
-        LIMIT 30
-    ) AS recent
+    SELECT string_agg(upper(left(recent.status, 1)), '') AS letters, array_agg(recent.effective_at) AS times
+    FROM latest_health_runs(p.pipeline_id, 30) AS recent
 ) AS settled
 CROSS JOIN LATERAL (
     SELECT
         reverse(settled.letters) AS history,
-        settled.starts,
+        settled.times,
         CAST(length(settled.letters) AS int8) AS settled_runs,
         CAST(length(replace(settled.letters, 'S', '')) AS int8) AS failures,
         CAST((length(settled.letters) - length(replace(settled.letters, 'SF', ''))) / 2 AS int8) AS recoveries,
@@ -450,136 +541,145 @@ CROSS JOIN LATERAL (
     SELECT counted.*, CAST(counted.flips AS float8) / (counted.settled_runs - 1) AS flip_rate
     WHERE counted.settled_runs >= 10 AND counted.recoveries >= 2
 ) AS flaky
-WHERE p.is_active AND c.is_active
-  AND flaky.flip_rate >= coalesce(CAST(:threshold AS float8), 0.2)
-  AND (flaky.starts[1] - flaky.starts[flaky.streak] < interval '7 days') IS NOT FALSE
-  AND (flaky.starts[1] - flaky.starts[position('F' IN settled.letters)] < interval '30 days') IS NOT FALSE
-  AND (CAST(:client_slug AS text) IS NULL OR c.slug = :client_slug)
-  AND (CAST(:environment AS text) IS NULL OR p.environment = :environment)
-ORDER BY flaky.flip_rate DESC, flaky.recoveries DESC, c.slug, p.slug;
+WHERE flaky.flip_rate >= coalesce(CAST(:threshold AS float8), 0.2)
+  -- Without a failure at the end there is no streak, and no time of its first failure.
+  AND (flaky.times[1] - flaky.times[flaky.streak] < interval '7 days') IS NOT FALSE
+  AND flaky.times[1] - flaky.times[position('F' IN settled.letters)] < interval '30 days'
+ORDER BY flaky.flip_rate DESC, flaky.recoveries DESC, p.client_slug, p.pipeline_slug;
 
 -- name: flakiness_over_time
--- How often outcomes flip, over time: of the settled runs whose pipeline also settled a run before, in the same time span,
--- how many came out the other way.
+-- How often outcomes flip, over time: of the settled runs that follow another settled run of their pipeline in the same
+-- time span, how many ended the other way. Backfills do not count.
 -- Parameters:
---   since timestamptz = now() - interval '30 days'
+--   since timestamptz = now() - interval '720 hours'
 --   until timestamptz = now()
 --   bucket text = 'day' (hour, day, week, month): at most the last 10,000 of them are shown
+--   timezone text = 'UTC': an IANA name; days, weeks and months begin at midnight there, hours are those of UTC
 --   client_slug text = null: only this client
 --   environment text = null (dev, staging, prod): only this environment
 -- Columns:
---   bucket timestamptz: its beginning; a bucket without runs is there, too
+--   bucket timestamptz: its beginning; buckets without runs are included
 --   settled_runs int8
 --   flips int8: changes from success to failure or back
 --   recoveries int8: changes from failure to success
 --   flip_rate float8: flips as a share of the runs that could flip
 SELECT
-    b.starts AT TIME ZONE 'UTC' AS bucket,
+    b.starts AT TIME ZONE z.zone AS bucket,
     coalesce(n.settled_runs, 0) AS settled_runs,
     coalesce(n.flips, 0) AS flips,
     coalesce(n.recoveries, 0) AS recoveries,
     CAST(n.flips AS float8) / nullif(n.could_flip, 0) AS flip_rate
-FROM generate_series(
+FROM (
+    SELECT CASE WHEN CAST(:bucket AS text) = 'hour' THEN 'UTC' ELSE coalesce(CAST(:timezone AS text), 'UTC') END AS zone
+) AS z
+CROSS JOIN generate_series(
     greatest(
         date_trunc(
             coalesce(CAST(:bucket AS text), 'day'),
-            coalesce(CAST(:since AS timestamptz), now() - interval '30 days') AT TIME ZONE 'UTC'
+            coalesce(CAST(:since AS timestamptz), now() - interval '720 hours') AT TIME ZONE z.zone
         ),
         date_trunc(
             coalesce(CAST(:bucket AS text), 'day'),
-            coalesce(CAST(:until AS timestamptz), now()) AT TIME ZONE 'UTC' - interval '1 microsecond'
+            coalesce(CAST(:until AS timestamptz), now()) AT TIME ZONE z.zone - interval '1 microsecond'
         ) - 9999 * CAST('1 ' || coalesce(CAST(:bucket AS text), 'day') AS interval)
     ),
-    coalesce(CAST(:until AS timestamptz), now()) AT TIME ZONE 'UTC' - interval '1 microsecond',
+    coalesce(CAST(:until AS timestamptz), now()) AT TIME ZONE z.zone - interval '1 microsecond',
     CAST('1 ' || coalesce(CAST(:bucket AS text), 'day') AS interval)
 ) AS b(starts)
 LEFT JOIN (
     SELECT
-        -- For hundreds of thousands of rows: date_trunc takes several times as long, and only months need it.
-        CASE coalesce(CAST(:bucket AS text), 'day')
-            WHEN 'hour' THEN date_bin('1 hour', r.started_at, CAST('2000-01-03 00:00:00+00' AS timestamptz))
-            WHEN 'day' THEN date_bin('1 day', r.started_at, CAST('2000-01-03 00:00:00+00' AS timestamptz))
-            WHEN 'week' THEN date_bin('7 days', r.started_at, CAST('2000-01-03 00:00:00+00' AS timestamptz))
-            ELSE date_trunc(coalesce(CAST(:bucket AS text), 'day'), r.started_at, 'UTC')
+        -- date_trunc takes several times as long, which shows over many rows; only months and other zones need it.
+        CASE
+            WHEN CAST(:bucket AS text) = 'hour'
+            THEN date_bin('1 hour', r.effective_at, CAST('2000-01-03 00:00:00+00' AS timestamptz))
+            WHEN coalesce(CAST(:timezone AS text), 'UTC') = 'UTC' AND coalesce(CAST(:bucket AS text), 'day') = 'day'
+            THEN date_bin('1 day', r.effective_at, CAST('2000-01-03 00:00:00+00' AS timestamptz))
+            WHEN coalesce(CAST(:timezone AS text), 'UTC') = 'UTC' AND CAST(:bucket AS text) = 'week'
+            THEN date_bin('7 days', r.effective_at, CAST('2000-01-03 00:00:00+00' AS timestamptz))
+            ELSE date_trunc(
+                coalesce(CAST(:bucket AS text), 'day'), r.effective_at, coalesce(CAST(:timezone AS text), 'UTC')
+            )
         END AS starts,
         count(*) AS settled_runs,
         count(r.status_before) AS could_flip,
         count(*) FILTER (WHERE r.status <> r.status_before) AS flips,
         count(*) FILTER (WHERE r.status = 'success' AND r.status_before = 'failed') AS recoveries
-    FROM pipelines AS p
-    JOIN clients AS c ON c.id = p.client_id
+    FROM pipelines_of(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
     CROSS JOIN LATERAL (
         SELECT
-            runs.started_at,
-            runs.status,
-            lead(runs.status) OVER (
-                ORDER BY runs.started_at DESC NULLS LAST, runs.finished_at DESC NULLS LAST, runs.id DESC
+            h.effective_at,
+            h.status,
+            lead(h.status) OVER (
+                ORDER BY h.effective_at DESC, h.finished_at DESC NULLS LAST, h.id DESC
             ) AS status_before
-        FROM runs
-        WHERE runs.pipeline_id = p.id AND runs.status IN ('success', 'failed')
-          AND runs.started_at >= coalesce(CAST(:since AS timestamptz), now() - interval '30 days')
-          AND runs.started_at < coalesce(CAST(:until AS timestamptz), now())
+        FROM health_runs AS h
+        WHERE h.pipeline_id = p.pipeline_id
+          AND h.effective_at >= coalesce(CAST(:since AS timestamptz), now() - interval '720 hours')
+          AND h.effective_at < coalesce(CAST(:until AS timestamptz), now())
     ) AS r
-    WHERE (CAST(:client_slug AS text) IS NULL OR c.slug = :client_slug)
-      AND (CAST(:environment AS text) IS NULL OR p.environment = :environment)
     GROUP BY 1
-) AS n ON n.starts = b.starts AT TIME ZONE 'UTC'
+) AS n ON n.starts = b.starts AT TIME ZONE z.zone
 ORDER BY b.starts;
 
 -- name: failures_over_time
--- How many runs failed, over time, and how many pipelines and clients they hit.
+-- How many settled runs failed, over time, and how many pipelines and clients that affected.
 -- Parameters:
---   since timestamptz = now() - interval '30 days'
+--   since timestamptz = now() - interval '720 hours'
 --   until timestamptz = now()
 --   bucket text = 'day' (hour, day, week, month): at most the last 10,000 of them are shown
+--   timezone text = 'UTC': an IANA name; days, weeks and months begin at midnight there, hours are those of UTC
 --   client_slug text = null: only this client
 --   environment text = null (dev, staging, prod): only this environment
 -- Columns:
---   bucket timestamptz: its beginning; a bucket without failures is there, too
+--   bucket timestamptz: its beginning; buckets without failures are included
 --   failures int8
 --   failed_pipelines int8: pipelines with a failure
 --   failed_clients int8: clients with a failure
 SELECT
-    b.starts AT TIME ZONE 'UTC' AS bucket,
+    b.starts AT TIME ZONE z.zone AS bucket,
     coalesce(n.failures, 0) AS failures,
     coalesce(n.failed_pipelines, 0) AS failed_pipelines,
     coalesce(n.failed_clients, 0) AS failed_clients
-FROM generate_series(
+FROM (
+    SELECT CASE WHEN CAST(:bucket AS text) = 'hour' THEN 'UTC' ELSE coalesce(CAST(:timezone AS text), 'UTC') END AS zone
+) AS z
+CROSS JOIN generate_series(
     greatest(
         date_trunc(
             coalesce(CAST(:bucket AS text), 'day'),
-            coalesce(CAST(:since AS timestamptz), now() - interval '30 days') AT TIME ZONE 'UTC'
+            coalesce(CAST(:since AS timestamptz), now() - interval '720 hours') AT TIME ZONE z.zone
         ),
         date_trunc(
             coalesce(CAST(:bucket AS text), 'day'),
-            coalesce(CAST(:until AS timestamptz), now()) AT TIME ZONE 'UTC' - interval '1 microsecond'
+            coalesce(CAST(:until AS timestamptz), now()) AT TIME ZONE z.zone - interval '1 microsecond'
         ) - 9999 * CAST('1 ' || coalesce(CAST(:bucket AS text), 'day') AS interval)
     ),
-    coalesce(CAST(:until AS timestamptz), now()) AT TIME ZONE 'UTC' - interval '1 microsecond',
+    coalesce(CAST(:until AS timestamptz), now()) AT TIME ZONE z.zone - interval '1 microsecond',
     CAST('1 ' || coalesce(CAST(:bucket AS text), 'day') AS interval)
 ) AS b(starts)
 LEFT JOIN (
     SELECT
-        date_trunc(coalesce(CAST(:bucket AS text), 'day'), runs.started_at AT TIME ZONE 'UTC') AS starts,
+        date_trunc(
+            coalesce(CAST(:bucket AS text), 'day'),
+            r.effective_at,
+            CASE WHEN CAST(:bucket AS text) = 'hour' THEN 'UTC' ELSE coalesce(CAST(:timezone AS text), 'UTC') END
+        ) AS starts,
         count(*) AS failures,
-        count(DISTINCT p.id) AS failed_pipelines,
+        count(DISTINCT p.pipeline_id) AS failed_pipelines,
         count(DISTINCT p.client_id) AS failed_clients
-    FROM runs
-    JOIN pipelines AS p ON p.id = runs.pipeline_id
-    JOIN clients AS c ON c.id = p.client_id
-    WHERE runs.status = 'failed'
-      AND runs.started_at >= coalesce(CAST(:since AS timestamptz), now() - interval '30 days')
-      AND runs.started_at < coalesce(CAST(:until AS timestamptz), now())
-      AND (CAST(:client_slug AS text) IS NULL OR c.slug = :client_slug)
-      AND (CAST(:environment AS text) IS NULL OR p.environment = :environment)
+    FROM settled_runs AS r
+    JOIN pipelines_of(CAST(:client_slug AS text), CAST(:environment AS text)) AS p ON p.pipeline_id = r.pipeline_id
+    WHERE r.status = 'failed'
+      AND r.effective_at >= coalesce(CAST(:since AS timestamptz), now() - interval '720 hours')
+      AND r.effective_at < coalesce(CAST(:until AS timestamptz), now())
     GROUP BY 1
-) AS n ON n.starts = b.starts
+) AS n ON n.starts = b.starts AT TIME ZONE z.zone
 ORDER BY b.starts;
 
 -- name: failure_counts_by_client
--- How many runs failed, client by client: all active clients, and disabled ones that had a failure.
+-- How many settled runs failed, by client: all active clients, and disabled ones that had a failure.
 -- Parameters:
---   since timestamptz = now() - interval '7 days'
+--   since timestamptz = now() - interval '168 hours'
 --   until timestamptz = now()
 --   client_slug text = null: only this client
 --   environment text = null (dev, staging, prod): only runs of this environment
@@ -592,7 +692,7 @@ ORDER BY b.starts;
 --   failed_pipelines int8: pipelines with a failure
 --   settled_runs int8
 --   failure_rate float8: failures / settled_runs
---   last_failure_at timestamptz: start of the last failure
+--   last_failure_at timestamptz: effective time of the last failure
 SELECT
     c.id AS client_id,
     c.slug AS client_slug,
@@ -608,17 +708,13 @@ LEFT JOIN (
     SELECT
         p.client_id,
         count(*) AS settled_runs,
-        count(*) FILTER (WHERE runs.status = 'failed') AS failures,
-        count(DISTINCT p.id) FILTER (WHERE runs.status = 'failed') AS failed_pipelines,
-        max(runs.started_at) FILTER (WHERE runs.status = 'failed') AS last_failure_at
-    FROM runs
-    JOIN pipelines AS p ON p.id = runs.pipeline_id
-    JOIN clients ON clients.id = p.client_id
-    WHERE runs.status IN ('success', 'failed')
-      AND runs.started_at >= coalesce(CAST(:since AS timestamptz), now() - interval '7 days')
-      AND runs.started_at < coalesce(CAST(:until AS timestamptz), now())
-      AND (CAST(:client_slug AS text) IS NULL OR clients.slug = :client_slug)
-      AND (CAST(:environment AS text) IS NULL OR p.environment = :environment)
+        count(*) FILTER (WHERE r.status = 'failed') AS failures,
+        count(DISTINCT p.pipeline_id) FILTER (WHERE r.status = 'failed') AS failed_pipelines,
+        max(r.effective_at) FILTER (WHERE r.status = 'failed') AS last_failure_at
+    FROM settled_runs AS r
+    JOIN pipelines_of(CAST(:client_slug AS text), CAST(:environment AS text)) AS p ON p.pipeline_id = r.pipeline_id
+    WHERE r.effective_at >= coalesce(CAST(:since AS timestamptz), now() - interval '168 hours')
+      AND r.effective_at < coalesce(CAST(:until AS timestamptz), now())
     GROUP BY p.client_id
 ) AS n ON n.client_id = c.id
 WHERE (c.is_active OR n.failures > 0)
@@ -626,15 +722,15 @@ WHERE (c.is_active OR n.failures > 0)
 ORDER BY coalesce(n.failures, 0) DESC, c.slug;
 
 -- name: failure_rate_by_platform
--- Which platforms fail most: settled runs and failures of each platform that settled a run.
+-- Which platforms fail most: settled runs and failures of each platform with settled runs.
 -- Parameters:
---   since timestamptz = now() - interval '30 days'
+--   since timestamptz = now() - interval '720 hours'
 --   until timestamptz = now()
 --   client_slug text = null: only this client
 --   environment text = null (dev, staging, prod): only this environment
 -- Columns:
 --   platform text
---   pipelines int8: that settled a run
+--   pipelines int8: those with settled runs
 --   settled_runs int8
 --   failures int8
 --   failure_rate float8: failures / settled_runs; the highest come first
@@ -646,27 +742,29 @@ SELECT
     CAST(sum(n.failures) / sum(n.settled_runs) AS float8) AS failure_rate
 FROM (
     SELECT
-        runs.pipeline_id,
+        r.pipeline_id,
         count(*) AS settled_runs,
-        count(*) FILTER (WHERE runs.status = 'failed') AS failures
-    FROM runs
-    LEFT JOIN pipelines ON pipelines.id = runs.pipeline_id
-    LEFT JOIN clients ON clients.id = pipelines.client_id
-    WHERE runs.status IN ('success', 'failed')
-      AND runs.started_at >= coalesce(CAST(:since AS timestamptz), now() - interval '30 days')
-      AND runs.started_at < coalesce(CAST(:until AS timestamptz), now())
-      AND (CAST(:client_slug AS text) IS NULL OR clients.slug = :client_slug)
-      AND (CAST(:environment AS text) IS NULL OR pipelines.environment = :environment)
-    GROUP BY runs.pipeline_id
+        count(*) FILTER (WHERE r.status = 'failed') AS failures
+    FROM settled_runs AS r
+    WHERE r.effective_at >= coalesce(CAST(:since AS timestamptz), now() - interval '720 hours')
+      AND r.effective_at < coalesce(CAST(:until AS timestamptz), now())
+      AND (
+          coalesce(CAST(:client_slug AS text), CAST(:environment AS text)) IS NULL
+          OR r.pipeline_id IN (
+              SELECT p.pipeline_id
+              FROM pipelines_of(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
+          )
+      )
+    GROUP BY r.pipeline_id
 ) AS n
 JOIN pipelines AS p ON p.id = n.pipeline_id
 GROUP BY p.platform
 ORDER BY failure_rate DESC, p.platform;
 
 -- name: duration_distribution
--- How long settled runs take: a histogram of fixed buckets, all of them, also the empty ones.
+-- How long settled runs take: a histogram of fixed buckets, empty ones included.
 -- Parameters:
---   since timestamptz = now() - interval '30 days'
+--   since timestamptz = now() - interval '720 hours'
 --   until timestamptz = now()
 --   client_slug text = null: only this client
 --   pipeline_slug text = null: only pipelines of this slug; slugs are unique within a client
@@ -709,21 +807,260 @@ FROM (
 LEFT JOIN (
     SELECT
         width_bucket(
-            runs.duration_seconds,
+            r.duration_seconds,
             CAST(ARRAY[1, 5, 15, 30, 60, 120, 300, 900, 1800, 3600, 7200, 21600, 43200, 86400] AS float8[])
         ) AS bucket,
-        count(*) FILTER (WHERE runs.status = 'success') AS success,
-        count(*) FILTER (WHERE runs.status = 'failed') AS failed
-    FROM runs
-    LEFT JOIN pipelines AS p ON p.id = runs.pipeline_id
-    LEFT JOIN clients AS c ON c.id = p.client_id
-    WHERE runs.status IN ('success', 'failed')
-      AND runs.started_at >= coalesce(CAST(:since AS timestamptz), now() - interval '30 days')
-      AND runs.started_at < coalesce(CAST(:until AS timestamptz), now())
-      AND (CAST(:client_slug AS text) IS NULL OR c.slug = :client_slug)
-      AND (CAST(:pipeline_slug AS text) IS NULL OR p.slug = :pipeline_slug)
-      AND (CAST(:platform AS text) IS NULL OR p.platform = :platform)
-      AND (CAST(:environment AS text) IS NULL OR p.environment = :environment)
+        count(*) FILTER (WHERE r.status = 'success') AS success,
+        count(*) FILTER (WHERE r.status = 'failed') AS failed
+    FROM settled_runs AS r
+    WHERE r.effective_at >= coalesce(CAST(:since AS timestamptz), now() - interval '720 hours')
+      AND r.effective_at < coalesce(CAST(:until AS timestamptz), now())
+      -- Without a filter the pipelines need not be read at all, which halves the time.
+      AND (
+          coalesce(
+              CAST(:client_slug AS text), CAST(:environment AS text), CAST(:pipeline_slug AS text),
+              CAST(:platform AS text)
+          ) IS NULL
+          OR r.pipeline_id IN (
+              SELECT p.pipeline_id
+              FROM pipelines_of(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
+              WHERE (CAST(:pipeline_slug AS text) IS NULL OR p.pipeline_slug = :pipeline_slug)
+                AND (CAST(:platform AS text) IS NULL OR p.platform = :platform)
+          )
+      )
     GROUP BY 1
 ) AS n ON n.bucket = b.bucket
 ORDER BY b.bucket;
+
+-- name: client_summary
+-- How the runs of each pipeline ended in a time span, and what its latest run is: one row for each pipeline. Disabled
+-- pipelines are included, because their history counts.
+-- Parameters:
+--   since timestamptz = now() - interval '720 hours'
+--   until timestamptz = now()
+--   client_slug text = null: only this client
+--   environment text = null (dev, staging, prod): only this environment
+-- Columns:
+--   client_id uuid
+--   client_slug text
+--   client_name text
+--   pipeline_id uuid
+--   pipeline_slug text
+--   pipeline_name text
+--   platform text
+--   environment text
+--   is_active bool: false if the pipeline or its client is disabled
+--   latest_status text: running, success, failed, canceled or skipped; null if it never ran
+--   latest_run_at timestamptz: effective time of its latest run, whenever that was
+--   running int8: runs of the time span, by their status; this and the next four
+--   success int8
+--   failed int8
+--   canceled int8
+--   skipped int8
+SELECT
+    p.client_id,
+    p.client_slug,
+    p.client_name,
+    p.pipeline_id,
+    p.pipeline_slug,
+    p.pipeline_name,
+    p.platform,
+    p.environment,
+    p.is_active,
+    latest.status AS latest_status,
+    latest.effective_at AS latest_run_at,
+    n.running AS running,
+    n.success AS success,
+    n.failed AS failed,
+    n.canceled AS canceled,
+    n.skipped AS skipped
+FROM pipelines_of(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
+LEFT JOIN LATERAL latest_runs(p.pipeline_id, 1) AS latest ON true
+CROSS JOIN LATERAL (
+    SELECT
+        count(*) FILTER (WHERE r.status = 'running') AS running,
+        count(*) FILTER (WHERE r.status = 'success') AS success,
+        count(*) FILTER (WHERE r.status = 'failed') AS failed,
+        count(*) FILTER (WHERE r.status = 'canceled') AS canceled,
+        count(*) FILTER (WHERE r.status = 'skipped') AS skipped
+    FROM runs AS r
+    WHERE r.pipeline_id = p.pipeline_id
+      AND r.effective_at >= coalesce(CAST(:since AS timestamptz), now() - interval '720 hours')
+      AND r.effective_at < coalesce(CAST(:until AS timestamptz), now())
+) AS n
+ORDER BY p.client_slug, p.pipeline_slug;
+
+-- name: open_episodes
+-- What alert rules have found wrong and is not over, the longest first.
+-- Parameters:
+--   client_slug text = null: only this client
+--   environment text = null (dev, staging, prod): only this environment
+--   pipeline_slug text = null: only pipelines of this slug; slugs are unique within a client
+-- Columns:
+--   episode_id uuid
+--   client_id uuid
+--   client_slug text
+--   client_name text
+--   pipeline_id uuid
+--   pipeline_slug text
+--   pipeline_name text
+--   platform text
+--   environment text
+--   rule_id uuid
+--   rule_type text: what is watched, such as on_failure
+--   threshold int4: how many failures it takes; null for types without it
+--   window_minutes int4: the length of the window; null for types without it
+--   channel text
+--   destination text: who is notified
+--   muted_until timestamptz: the rule sends nothing new before this time
+--   state text: acknowledged, announced, or unannounced while the rule is muted or a maintenance window is open
+--   since timestamptz: since when, by the source's clock
+--   opened_at timestamptz: when CHM found it
+--   announced_at timestamptz: when it was announced; null if it was not
+--   reminders int4: how many reminders there were
+--   acknowledged_at timestamptz
+--   acknowledged_by text: who takes care of it; null if nobody said so
+--   failures int4: failed runs that count; 0 for what did not happen
+--   external_run_id text: the latest run that counts; null for what did not happen
+SELECT
+    e.episode_id,
+    e.client_id,
+    e.client_slug,
+    e.client_name,
+    e.pipeline_id,
+    e.pipeline_slug,
+    e.pipeline_name,
+    e.platform,
+    e.environment,
+    e.rule_id,
+    e.rule_type,
+    e.threshold,
+    e.window_minutes,
+    e.channel,
+    e.destination,
+    e.muted_until,
+    e.state,
+    e.since,
+    e.opened_at,
+    e.announced_at,
+    e.reminders,
+    e.acknowledged_at,
+    e.acknowledged_by,
+    e.failures,
+    e.external_run_id
+FROM open_alert_episodes AS e
+JOIN pipelines_of(CAST(:client_slug AS text), CAST(:environment AS text)) AS p ON p.pipeline_id = e.pipeline_id
+WHERE (CAST(:pipeline_slug AS text) IS NULL OR e.pipeline_slug = :pipeline_slug)
+ORDER BY e.since, e.client_slug, e.pipeline_slug, e.rule_id;
+
+-- name: past_episodes
+-- What alert rules had found wrong and is over, the latest first. A rule keeps its last 200 episodes, for 90 days.
+-- Parameters:
+--   since timestamptz = now() - interval '720 hours': only what CHM found to be over since then
+--   client_slug text = null: only this client
+--   environment text = null (dev, staging, prod): only this environment
+--   pipeline_slug text = null: only pipelines of this slug; slugs are unique within a client
+-- Columns:
+--   episode_id uuid
+--   client_id uuid
+--   client_slug text
+--   client_name text
+--   pipeline_id uuid
+--   pipeline_slug text
+--   pipeline_name text
+--   platform text
+--   environment text
+--   rule_id uuid
+--   rule_type text: what is watched now
+--   channel text
+--   destination text: who is notified now
+--   outcome text: recovered, corrected (it never happened) or ended (nobody watches any longer)
+--   since timestamptz: since when, by the source's clock
+--   until timestamptz: when it was over, by the source's clock; null unless it recovered
+--   duration_seconds float8: from since up to until
+--   opened_at timestamptz: when CHM found it
+--   announced_at timestamptz: when it was announced; null if it never was
+--   over_at timestamptz: when CHM found that it is over
+--   reminders int4: how many reminders there were
+--   acknowledged_by text: who took care of it; null if nobody said so
+--   failures int4: failed runs that counted; 0 for what did not happen
+--   reason text: why nobody watches any longer; null unless it ended
+SELECT
+    CAST(e.episode ->> 'id' AS uuid) AS episode_id,
+    p.client_id,
+    p.client_slug,
+    p.client_name,
+    p.pipeline_id,
+    p.pipeline_slug,
+    p.pipeline_name,
+    p.platform,
+    p.environment,
+    r.id AS rule_id,
+    r.rule_type,
+    r.channel,
+    r.destination,
+    x.past ->> 'outcome' AS outcome,
+    CAST(e.episode ->> 'since' AS timestamptz) AS since,
+    CAST(x.past ->> 'until' AS timestamptz) AS until,
+    CAST(extract(epoch FROM
+        CAST(x.past ->> 'until' AS timestamptz) - CAST(e.episode ->> 'since' AS timestamptz)
+    ) AS float8) AS duration_seconds,
+    CAST(e.episode ->> 'opened_at' AS timestamptz) AS opened_at,
+    CAST(e.episode ->> 'announced_at' AS timestamptz) AS announced_at,
+    CAST(x.past ->> 'over_at' AS timestamptz) AS over_at,
+    CAST(e.episode ->> 'reminders' AS integer) AS reminders,
+    nullif(e.episode ->> 'acknowledged_by', '') AS acknowledged_by,
+    CASE
+        WHEN r.rule_type IN ('on_failure', 'consecutive_failures', 'failures_in_window')
+        THEN CAST(e.episode -> 'evidence' ->> 'count' AS integer) ELSE 0
+    END AS failures,
+    nullif(x.past ->> 'reason', '') AS reason
+FROM alert_rules AS r
+CROSS JOIN LATERAL jsonb_array_elements(r.history) AS x(past)
+CROSS JOIN LATERAL (SELECT x.past -> 'episode') AS e(episode)
+JOIN pipelines_of(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
+    ON p.pipeline_id = CAST(e.episode ->> 'pipeline_id' AS uuid)
+WHERE r.history <> '[]'
+  AND CAST(x.past ->> 'over_at' AS timestamptz)
+      >= coalesce(CAST(:since AS timestamptz), now() - interval '720 hours')
+  AND (CAST(:pipeline_slug AS text) IS NULL OR p.pipeline_slug = :pipeline_slug)
+ORDER BY over_at DESC, p.client_slug, p.pipeline_slug, r.id;
+
+-- name: waiting_messages
+-- Messages of alert rules that no receiver has accepted, the oldest first. An undeliverable one is not tried any more.
+-- Parameters:
+--   client_slug text = null: only messages about this client
+--   environment text = null (dev, staging, prod): only messages about this environment
+--   message_state text = null (waiting, undeliverable): only messages in this state
+-- Columns:
+--   message_id uuid: the same for every attempt
+--   channel text
+--   destination text: who is to be notified
+--   state text: waiting or undeliverable
+--   created_at timestamptz
+--   next_at timestamptz: when it is tried next; null if it is undeliverable
+--   attempts int4: how many have failed
+--   error text: why the last attempt failed; null before the first one
+--   notices int8: how many it has
+--   clients text: whom it is about, separated by commas
+SELECT
+    CAST(m.message ->> 'id' AS uuid) AS message_id,
+    m.message ->> 'channel' AS channel,
+    m.message ->> 'destination' AS destination,
+    CASE WHEN bool_and(m.message ->> 'next_at' IS NULL) THEN 'undeliverable' ELSE 'waiting' END AS state,
+    CAST(min(m.message ->> 'created_at') AS timestamptz) AS created_at,
+    CAST(min(m.message ->> 'next_at') AS timestamptz) AS next_at,
+    coalesce(max(CAST(m.message ->> 'attempts' AS integer)), 0) AS attempts,
+    max(m.message ->> 'error') AS error,
+    count(*) AS notices,
+    string_agg(DISTINCT i.item ->> 'client_slug', ', ' ORDER BY i.item ->> 'client_slug') AS clients
+FROM alert_rules AS r
+CROSS JOIN LATERAL jsonb_array_elements(r.outbox) AS m(message)
+CROSS JOIN LATERAL jsonb_array_elements(m.message -> 'items') AS i(item)
+WHERE r.outbox <> '[]'
+GROUP BY 1, 2, 3
+HAVING (CAST(:client_slug AS text) IS NULL OR bool_or(i.item ->> 'client_slug' = :client_slug))
+   AND (CAST(:environment AS text) IS NULL OR bool_or(i.item ->> 'environment' = :environment))
+   AND (CAST(:message_state AS text) IS NULL OR :message_state = CASE
+        WHEN bool_and(m.message ->> 'next_at' IS NULL) THEN 'undeliverable' ELSE 'waiting' END)
+ORDER BY created_at, message_id, channel, destination;

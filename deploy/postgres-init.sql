@@ -1,8 +1,10 @@
--- Runs once, when the volume is empty. One role that is no superuser owns CHM's database and Dagster's.
-\getenv password POSTGRES_PASSWORD
-CREATE ROLE chm LOGIN PASSWORD :'password';
+-- Two databases, each owned by a role of its own without superuser rights. The passwords come from the environment:
+--   CHM_POSTGRES_PASSWORD='...' CHM_DAGSTER_POSTGRES_PASSWORD='...' psql -v ON_ERROR_STOP=1 -f deploy/postgres-init.sql
+-- In containers it runs once, when the volume is empty.
+\getenv chm_password CHM_POSTGRES_PASSWORD
+\getenv dagster_password CHM_DAGSTER_POSTGRES_PASSWORD
+CREATE ROLE chm LOGIN PASSWORD :'chm_password';
+CREATE ROLE chm_dagster LOGIN PASSWORD :'dagster_password';
 CREATE DATABASE chm OWNER chm;
-CREATE DATABASE chm_dagster OWNER chm;
+CREATE DATABASE chm_dagster OWNER chm_dagster;
 REVOKE ALL ON DATABASE chm, chm_dagster FROM PUBLIC;
--- The superuser is left to whoever is inside the container: `docker compose exec postgres psql -U postgres`.
-ALTER ROLE postgres PASSWORD NULL;

@@ -1,1 +1,1 @@
-"""The HTTP API: one router per noun over the warehouse, and the only home of FastAPI."""
+"""The HTTP API over the warehouse, and the only home of FastAPI: routers, what they take and answer, who may call."""

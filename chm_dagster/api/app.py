@@ -1,9 +1,11 @@
-"""The application: routers on a warehouse, and around them what every request passes through.
+"""The application: routers over a warehouse, and the middleware around them.
 
-A new noun is a module with a `router` whose prefix is its whole path, and a line in `ROUTERS`. Guard, error answers,
-metrics and contract hold for it at once.
+A new noun is a router whose prefix is its whole path, and a line in `ROUTERS`. Authentication, limits,
+error responses, metrics and the OpenAPI description then cover it.
 """
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -11,79 +13,105 @@ from importlib.metadata import version
 import anyio.to_thread
 from fastapi import FastAPI
 
-from chm_dagster.api import (
-    alert_rules,
-    clients,
-    contract,
-    docs,
-    health,
-    lineage,
-    methods,
-    pings,
-    pipelines,
-    probes,
-    problems,
-    runs,
-)
-from chm_dagster.api.guarding import Guard
-from chm_dagster.api.metrics import registry_for
-from chm_dagster.api.observing import Observer
-from chm_dagster.ingestion.lineage import Shelf
+from chm_dagster.api import alerts, errors, health, lineage, openapi, operations, pages, reports
+from chm_dagster.api.admission import Authentication, HeadRequests, Limits
+from chm_dagster.api.inventory import alert_rules, clients, pipelines
+from chm_dagster.api.operations import Observer, registry_for
+from chm_dagster.api.runs import heartbeats, runs
+from chm_dagster.board.answers import Answers
+from chm_dagster.errors import ChmError
+from chm_dagster.ingestion.lineage import UnmatchedEvents
+from chm_dagster.sessions import Sessions
+from chm_dagster.warehouse.api_uptime import MARK_SECONDS, mark_api_up
+from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.warehouse import Warehouse
 
+logger = logging.getLogger(__name__)
+
 ROUTERS = (
-    clients.router,
-    pipelines.router,
-    runs.router,
-    alert_rules.router,
+    clients,
+    pipelines,
+    runs,
+    alert_rules,
+    alerts.router,
+    reports.router,
     health.router,
-    pings.router,
+    heartbeats,
     lineage.router,
-    probes.router,
+    operations.router,
+    pages.router,
 )
 POOL_SIZE = 10
-"""What `make_engine` should be given for the warehouse; SQLAlchemy adds ten more at need."""
+"""The pool size of the warehouse's engine. SQLAlchemy adds ten connections if needed."""
 _THREADS = POOL_SIZE + 6
-# Fewer threads than connections: a request may wait for a thread, which is its turn, but never for a connection.
+# Fewer threads than connections: requests wait for a thread, in turn, but never for a connection.
+PROBE_SECONDS = 2
+"""How long health and metrics endpoints may read the database."""
 
 
-def create_app(warehouse: Warehouse, *, token: str | None = None, shelf: Shelf | None = None) -> FastAPI:
-    """The app on this warehouse. Without a token it serves only what comes from its own machine.
+def create_app(
+    warehouse: Warehouse, *, token: str | None = None, unmatched_events: UnmatchedEvents | None = None
+) -> FastAPI:
+    """The app over this warehouse. Without a token it serves only requests from its own machine.
 
-    The shelf keeps OpenLineage events of jobs that the inventory lacks.
+    `unmatched_events` stores OpenLineage events that match no pipeline of the inventory.
     """
     app = bare_app()
     app.state.warehouse = warehouse
-    app.state.shelf = shelf
-    app.state.registry, requests = registry_for(warehouse)
+    app.state.probes = warehouse.with_timeout(PROBE_SECONDS)
+    app.state.answers = Answers(warehouse)
+    app.state.sessions = sessions = None if token is None else Sessions(token, pages.COOKIE)
+    app.state.unmatched_events = unmatched_events
+    app.state.registry, requests = registry_for(app.state.probes)
     # The one added last is the outermost.
-    app.add_middleware(Guard, token=token)
+    app.add_middleware(HeadRequests)
+    app.add_middleware(Limits)
+    app.add_middleware(Authentication, token=token, sessions=sessions)
     app.add_middleware(Observer, metrics=requests)
     return app
 
 
 def bare_app() -> FastAPI:
-    """Routes, error answers and contract, without a warehouse: what the contract is written from."""
+    """Routes, error responses and OpenAPI description without a warehouse: what the contract is written from."""
     app = FastAPI(
         title="CHM API",
         version=version("chm-dagster"),
-        description=contract.DESCRIPTION,
+        description=openapi.DESCRIPTION,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         lifespan=_lifespan,
-        generate_unique_id_function=contract.operation_id,
+        generate_unique_id_function=openapi.operation_id,
     )
     for router in ROUTERS:
         app.include_router(router)
-    docs.install(app)
-    problems.install(app)
-    methods.install(app)
-    contract.install(app)
+    app.mount("/board", pages.FILES)
+    openapi.install(app)
+    errors.install(app)
     return app
 
 
 @asynccontextmanager
-async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
-    yield
+    engine = app.state.warehouse.engine
+    marking = asyncio.create_task(_keep_marking(engine))
+    try:
+        yield
+    finally:
+        marking.cancel()
+        await _mark(engine)
+
+
+async def _keep_marking(engine: Engine) -> None:
+    """Note that the API is up, again and again. It takes a thread like a request: where none is free, it is not up."""
+    while True:
+        await _mark(engine)
+        await asyncio.sleep(MARK_SECONDS)
+
+
+async def _mark(engine: Engine) -> None:
+    try:
+        await anyio.to_thread.run_sync(mark_api_up, engine)
+    except ChmError as error:
+        logger.warning("could not note that the API is up: %s", error)

@@ -1,10 +1,11 @@
-"""The routes of the questions about health. Each is a named query of the SQL contract, and adds nothing to it.
+"""The routes of health. Each is a named query of the SQL contract, and adds nothing to it.
 
-What a route takes and gives is read from the query's own description: whoever adds a column there adds it here.
+Parameters and columns come from the description of the query: a column that is added there shows here.
 """
 
+import dataclasses
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -12,30 +13,40 @@ from fastapi import APIRouter, Query
 from pydantic import Field, create_model
 from pydantic.json_schema import SkipJsonSchema
 
-from chm_dagster.api.answers import Out, Page
-from chm_dagster.api.dependencies import Ledger
-from chm_dagster.api.problems import documented
-from chm_dagster.api.queries import In, Integer, Moment
+from chm_dagster.api.errors import documented
+from chm_dagster.api.schemas import TIMEZONE, Integer, Ledger, Out, Page, Parameters, Time
+from chm_dagster.domain.schedule import TimeZone
 from chm_dagster.errors import InputError
-from chm_dagster.warehouse.contract import Column, Parameter, queries
-from chm_dagster.warehouse.contract import Query as NamedQuery
+from chm_dagster.warehouse.named_queries import Column, Parameter, queries
 from chm_dagster.warehouse.warehouse import Warehouse
 
 router = APIRouter(prefix="/api/v1/health", tags=["health"])
 
-QUESTIONS = {
-    "failing": "failing_now",
-    "changed": "changed_since",
-    "latest": "latest_status_by_pipeline",
-    "clients": "latest_status_by_client",
-    "flaky": "flaky_pipelines",
-    "failures": "failures_over_time",
-    "platforms": "failure_rate_by_platform",
-    "durations": "duration_distribution",
-}
-"""Last part of the path: name of the query."""
 
-_TAKEN = {"text": str, "timestamptz": Moment, "float8": Annotated[float, Field(allow_inf_nan=False)], "int4": Integer}
+@dataclasses.dataclass(frozen=True, slots=True)
+class Question:
+    """A named query, and what the API's description calls it."""
+
+    query: str
+    summary: str
+
+
+QUESTIONS = {
+    "attention": Question("needs_attention", "What needs attention"),
+    "connections": Question("connections", "How reading each connection goes"),
+    "failing": Question("failing_now", "What is failing now"),
+    "changed": Question("changed_since", "What changed since a time"),
+    "latest": Question("latest_status_by_pipeline", "The latest run of every pipeline"),
+    "clients": Question("latest_status_by_client", "The state of every client"),
+    "flaky": Question("flaky_pipelines", "Which pipelines flip between success and failure"),
+    "failures": Question("failures_over_time", "Failures over time"),
+    "platforms": Question("failure_rate_by_platform", "Failure rate by platform"),
+    "durations": Question("duration_distribution", "How long runs take"),
+}
+"""By the last part of the path."""
+_LIMITS: dict[str, Any] = {"threshold": {"ge": 0, "le": 1}}
+
+_TAKEN = {"text": str, "timestamptz": Time, "float8": Annotated[float, Field(allow_inf_nan=False)], "int4": Integer}
 _GIVEN = {
     "uuid": UUID,
     "text": str | None,
@@ -46,65 +57,83 @@ _GIVEN = {
     "bool": bool,
 }
 _NEVER_NULL = {"client_slug", "client_name", "pipeline_slug", "pipeline_name", "platform", "environment", "label"}
+_MAY_BE_NULL = {"threshold", "window_minutes"}
 _ABSENT: Any = SkipJsonSchema[None]  # type: ignore[misc]
-# Clients and pipelines are named here as everywhere in the API: by id or slug.
+# The API refers to clients and pipelines by id or slug.
 _REFERENCES = {
-    "client_slug": ("client", "Only this client: its id or slug."),
-    "pipeline_slug": ("pipeline", "Only this pipeline: its id or `client/pipeline`."),
+    "client_slug": ("client_id", "Only this client: its id or slug."),
+    "pipeline_slug": ("pipeline_id", "Only this pipeline: its id or `client/pipeline`."),
 }
 
 
-def _add_route(path: str, query: NamedQuery) -> None:
-    name = "".join(word.capitalize() for word in query.name.split("_"))
-    given: Any = create_model(name, __base__=Out, **dict(map(_column, query.columns)))
-    taken = create_model(f"{name}Query", __base__=In, **dict(map(_parameter, query.parameters)))
+def add_question(router: APIRouter, path: str, name: str, question: Question) -> None:
+    """A route that answers a named query. `name` is that of the route."""
+    query = queries()[question.query]
+    model = "".join(word.capitalize() for word in query.name.split("_"))
+    given: Any = create_model(model, __base__=Out, **dict(map(_column, query.columns)))
+    parameters = dict(map(_parameter, query.parameters))
+    if any(parameter.type == "timestamptz" for parameter in query.parameters):
+        parameters = {"timezone": (TimeZone | _ABSENT, TIMEZONE), **parameters}
+    taken = create_model(f"{model}Query", __base__=Parameters, **parameters)
     router.add_api_route(
-        f"/{path}",
+        path,
         _endpoint(query.name, taken),
-        name=f"health_{path}",
+        name=name,
+        summary=question.summary,
         response_model=Page[given],
         responses=documented(400, 404),
-        description=f"{query.answers}\n\nThe whole answer comes at once: `next_cursor` is null.",
+        description=f"{query.answers}\n\nThe list is complete: `next_cursor` is null.",
     )
 
 
 def _column(column: Column) -> tuple[str, Any]:
-    kind = str if column.name in _NEVER_NULL else _GIVEN[column.type]
+    kind: Any = str if column.name in _NEVER_NULL else _GIVEN[column.type]
+    kind = kind | None if column.name in _MAY_BE_NULL else kind
     return column.name, (kind, Field(description=column.meaning or None))
 
 
 def _parameter(parameter: Parameter) -> tuple[str, Any]:
     name, meaning = _REFERENCES.get(parameter.name, (parameter.name, parameter.meaning))
     kind: Any = Literal[parameter.choices] if parameter.choices else _TAKEN[parameter.type]
-    usual = "" if parameter.default == "null" else f"Without it: {parameter.default}."
+    if name == "timezone":
+        kind = TimeZone
+    default = "" if parameter.default == "null" else f"Default: {parameter.default}."
     return name, (
         kind | _ABSENT,
-        Field(None, description=f"{meaning} {usual}".strip() or None),
+        Field(None, description=f"{meaning} {default}".strip() or None, **_LIMITS.get(parameter.name, {})),
     )
 
 
 def _endpoint(name: str, taken: Any) -> Callable[..., dict[str, Any]]:
     def endpoint(query: Annotated[taken, Query()], ledger: Ledger) -> dict[str, Any]:
         given = query.model_dump()
-        if given.get("since") and given.get("until") and given["since"] >= given["until"]:
-            raise InputError("since", "not before until; send an earlier time")
+        _check_window(given.get("since"), given.get("until"), datetime.now(UTC))
+        if "timezone" not in {parameter.name for parameter in queries()[name].parameters}:
+            given.pop("timezone", None)
         return {"items": ledger.ask(name, **_resolve(ledger, given)), "next_cursor": None}
 
     return endpoint
 
 
+def _check_window(since: datetime | None, until: datetime | None, now: datetime) -> None:
+    if since is not None and since > now:
+        raise InputError("since", "must not be in the future")
+    if since is not None and until is not None and since >= until:
+        raise InputError("since", "must be before until")
+
+
 def _resolve(ledger: Warehouse, given: dict[str, Any]) -> dict[str, Any]:
-    """The parameters as the query has them. Raises NotFound for a client or pipeline that does not exist."""
-    client, pipeline = given.pop("client", None), given.pop("pipeline", None)
+    """The parameters of the query. Raises NotFound for a client or pipeline that does not exist."""
+    client, pipeline = given.pop("client_id", None), given.pop("pipeline_id", None)
     if client is not None:
         given["client_slug"] = ledger.clients.get(client).slug
     if pipeline is not None:
         found = ledger.pipelines.get(pipeline)
         if given.setdefault("client_slug", found.client_slug) != found.client_slug:
-            raise InputError("pipeline", "is a pipeline of another client; leave client out")
+            raise InputError("pipeline_id", "is a pipeline of another client; leave client_id out")
         given["pipeline_slug"] = found.slug
     return given
 
 
-for _path, _name in QUESTIONS.items():
-    _add_route(_path, queries()[_name])
+for _path, _question in QUESTIONS.items():
+    add_question(router, f"/{_path}", f"health_{_path}", _question)

@@ -11,27 +11,27 @@ import orjson
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
-from chm_dagster.api.dependencies import Ledger
-from chm_dagster.api.problems import documented
+from chm_dagster.api.errors import documented
+from chm_dagster.api.schemas import Ledger
 from chm_dagster.errors import InputError
-from chm_dagster.ingestion.lineage import Outcome, Shelf, receive
+from chm_dagster.ingestion.lineage import Outcome, UnmatchedEvents, receive
 
 PREFIX = "/api/v1/lineage"
 router = APIRouter(prefix=PREFIX, tags=["lineage"])
 
 MAX_EVENT_BYTES = 8_388_608
-"""Of a body, also after decompression: schema facets of wide tables are large."""
+"""The maximum size of a body, before and after decompression: schema facets of wide tables are large."""
 MAX_BATCH = 1_000
 
 
 class Receipt(BaseModel):
-    """What became of an event."""
+    """The outcome of an event."""
 
     outcome: Outcome = Field(
-        description="`unchanged`: known already; `stale`: the ledger knows better; `unmatched`: no pipeline of the"
-        " inventory is meant, the event is kept for a week; `ignored`: it tells of no run's state."
+        description="`unchanged`: already known; `stale`: older than what the ledger has; `unmatched`: no pipeline of"
+        " the inventory matches, the event is kept for a week; `ignored`: it says nothing about the status of a run."
     )
-    reason: str | None = Field(None, description="Why, where that is not plain.")
+    reason: str | None = Field(None, description="The reason, where it is not obvious.")
 
 
 class Summary(BaseModel):
@@ -43,7 +43,7 @@ class Summary(BaseModel):
 
 
 class FailedEvent(BaseModel):
-    """An event of a batch that was refused for good."""
+    """An event of a batch that was rejected permanently."""
 
     index: int
     reason: str
@@ -51,7 +51,7 @@ class FailedEvent(BaseModel):
 
 
 class BatchReceipt(BaseModel):
-    """What became of a batch."""
+    """The outcome of a batch."""
 
     status: Literal["success", "partial_success"]
     summary: Summary
@@ -59,13 +59,13 @@ class BatchReceipt(BaseModel):
 
 
 async def _sent(request: Request) -> Any:
-    """The JSON value of the body, decompressed if it says that it is compressed. Raises InputError."""
+    """The JSON value of the body, decompressed if Content-Encoding says so. Raises InputError."""
     body = await request.body()
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding == "gzip":
         body = _gunzipped(body)
     elif encoding != "identity":
-        raise InputError("Content-Encoding", "send the body as it is, or compressed by gzip")
+        raise InputError("Content-Encoding", "send the body uncompressed or compressed with gzip")
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -77,21 +77,21 @@ def _gunzipped(body: bytes) -> bytes:
     try:
         plain = stream.decompress(body, MAX_EVENT_BYTES + 1)
     except zlib.error:
-        raise InputError("body", "is not gzip, though Content-Encoding says so") from None
+        raise InputError("body", "is not gzip, although Content-Encoding says so") from None
     if len(plain) > MAX_EVENT_BYTES:
         raise InputError("body", f"over {MAX_EVENT_BYTES} bytes after decompression; turn large facets off")
     if not stream.eof:
-        raise InputError("body", "the compressed body is cut short; send it again")
+        raise InputError("body", "the compressed body is truncated; send it again")
     return plain
 
 
-async def _shelf(request: Request) -> Shelf | None:
-    shelf: Shelf | None = request.app.state.shelf
-    return shelf
+async def _unmatched(request: Request) -> UnmatchedEvents | None:
+    unmatched: UnmatchedEvents | None = request.app.state.unmatched_events
+    return unmatched
 
 
 _Sent = Annotated[Any, Depends(_sent)]
-_Shelf = Annotated[Shelf | None, Depends(_shelf)]
+_Unmatched = Annotated[UnmatchedEvents | None, Depends(_unmatched)]
 _EVENT = {
     "eventType": "COMPLETE",
     "eventTime": "2026-03-01T06:10:00Z",
@@ -113,12 +113,12 @@ def _body(schema: dict[str, Any], example: Any) -> dict[str, Any]:
     responses=documented(400),
     openapi_extra=_body({"type": "object", "description": "A RunEvent, JobEvent or DatasetEvent."}, _EVENT),
 )
-def receive_event(sent: _Sent, ledger: Ledger, shelf: _Shelf) -> Receipt:
-    """Take an OpenLineage event. Those of a run, and of its tasks, become that run of the pipeline with its job's name.
+def receive_event(sent: _Sent, ledger: Ledger, unmatched: _Unmatched) -> Receipt:
+    """Receive an OpenLineage event. Events of a run and its tasks become a run of the pipeline with the job's name.
 
-    Any order and any repetition of the same events gives the same ledger. What is answered by 201 is never lost.
+    The same events give the same ledger in any order and repetition. An event is never lost after a 201.
     """
-    outcome, reason = receive(ledger.engine, shelf, sent)
+    outcome, reason = receive(ledger.engine, unmatched, sent)
     return Receipt(outcome=outcome, reason=reason)
 
 
@@ -127,14 +127,14 @@ def receive_event(sent: _Sent, ledger: Ledger, shelf: _Shelf) -> Receipt:
     responses=documented(400),
     openapi_extra=_body({"type": "array", "items": {"type": "object"}, "maxItems": MAX_BATCH}, [_EVENT]),
 )
-def receive_events(sent: _Sent, ledger: Ledger, shelf: _Shelf) -> BatchReceipt:
-    """Take several events. After a 503 send all of them again: those that were taken are known by then."""
+def receive_events(sent: _Sent, ledger: Ledger, unmatched: _Unmatched) -> BatchReceipt:
+    """Receive several events. After a 503, send all of them again: events that were already accepted are recognized."""
     if not isinstance(sent, list) or len(sent) > MAX_BATCH:
         raise InputError("body", f"not an array of at most {MAX_BATCH} events; send fewer")
     failed = []
     for index, event in enumerate(sent):
         try:
-            receive(ledger.engine, shelf, event)
+            receive(ledger.engine, unmatched, event)
         except InputError as refused:
             failed.append(FailedEvent(index=index, reason=str(refused)))
     summary = Summary(received=len(sent), successful=len(sent) - len(failed), failed=len(failed))

@@ -1,1 +1,1 @@
-"""`chm`: one module for each noun."""
+"""`chm`: one module for each noun or question, and `up` for all that installs and runs."""

@@ -1,16 +1,28 @@
-"""`chm client`: the customers whose pipelines are watched."""
+"""`chm client`: the customers whose pipelines are monitored."""
 
 from typing import Annotated, Any
 
 import typer
 
-from chm_dagster.cli.arguments import AllOption, ClientArgument, LimitOption, given, with_cleared
-from chm_dagster.cli.names import find_client, first
-from chm_dagster.cli.output import Format, FormatOption, answer, as_row, show
-from chm_dagster.cli.stack import open_warehouse
-from chm_dagster.cli.tables import Column
+from chm_dagster.cli.arguments import (
+    AllOption,
+    ClearOption,
+    ClientArgument,
+    Fields,
+    LimitOption,
+    field_options,
+    find_client,
+    first,
+    read,
+    with_cleared,
+)
+from chm_dagster.cli.output import Format, FormatOption, answer, as_row, show, warn
+from chm_dagster.domain.clients import Client, ClientChanges, NewClient
+from chm_dagster.installation import open_warehouse
+from chm_dagster.presentation.columns import Column
+from chm_dagster.warehouse.warehouse import Warehouse
 
-app = typer.Typer(help="Customers whose pipelines are watched.", no_args_is_help=True)
+app = typer.Typer(help="Customers whose pipelines are monitored.", no_args_is_help=True)
 
 _COLUMNS = (
     Column("slug"),
@@ -22,7 +34,7 @@ _COLUMNS = (
 
 @app.command("list")
 def list_(everything: AllOption = False, limit: LimitOption = None, form: FormatOption = None) -> None:
-    """List clients by slug, the active ones unless told otherwise."""
+    """List clients by slug, the active ones by default."""
     with open_warehouse() as warehouse:
         active = None if everything else True
         rows = [as_row(client) for client in first(limit, warehouse.clients.list, active=active)]
@@ -37,43 +49,47 @@ def get(client: ClientArgument, form: FormatOption = None) -> None:
 
 
 @app.command()
+@field_options(NewClient, leave_out=("name",))
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The customer's name, such as 'Acme GmbH'.")],
-    slug: Annotated[
-        str | None, typer.Option("--slug", help="The readable key that stays; made from the name if left out.")
-    ] = None,
+    fields: Fields,
     form: FormatOption = None,
 ) -> None:
     """Add a client."""
     with open_warehouse() as warehouse:
-        new = warehouse.clients.create(name, slug)
+        new = warehouse.clients.create(read(NewClient, {"name": name, **fields}))
+        _warn_of_lookalikes(warehouse, new)
     answer(f"created client {new.slug}", as_row(new), form)
 
 
 @app.command()
-def update(
-    client: ClientArgument,
-    name: Annotated[str | None, typer.Option("--name", help="The new name; the slug stays.")] = None,
-    form: FormatOption = None,
-) -> None:
-    """Rename a client."""
-    _change(client, with_cleared(given(name=name), ()), form)
+@field_options(ClientChanges)
+def update(client: ClientArgument, fields: Fields, clear: ClearOption = None, form: FormatOption = None) -> None:
+    """Change the fields that are given. The slug of a renamed client stays."""
+    _change(client, with_cleared(fields, clear or ()), form)
 
 
 @app.command()
 def disable(client: ClientArgument, form: FormatOption = None) -> None:
-    """Leave a client and its pipelines out of ingestion and of all that is true now; their history stays."""
+    """Stop ingesting a client's pipelines and hide them; their history stays."""
     _change(client, {"is_active": False}, form, "disabled")
 
 
 @app.command()
 def enable(client: ClientArgument, form: FormatOption = None) -> None:
-    """Bring a disabled client back."""
+    """Enable a disabled client again."""
     _change(client, {"is_active": True}, form, "enabled")
 
 
 def _change(ref: str, changes: dict[str, Any], form: Format | None, done: str = "updated") -> None:
     with open_warehouse() as warehouse:
         before = find_client(warehouse, ref)
-        after = warehouse.clients.update(before.id, changes)
+        after = warehouse.clients.update(before.id, read(ClientChanges, changes))
+        if after.name != before.name:
+            _warn_of_lookalikes(warehouse, after)
     answer(f"{'unchanged:' if after == before else done} client {after.slug}", as_row(after), form)
+
+
+def _warn_of_lookalikes(warehouse: Warehouse, client: Client) -> None:
+    for other in warehouse.clients.lookalikes(client):
+        warn(other.lookalike_warning)

@@ -1,45 +1,46 @@
-"""`chm failing`, `changed`, `flaky`, `latest`: the health questions, each one block of the SQL contract."""
+"""Health questions: `chm status`, `attention`, `failing`, `changed`, `flaky`, `latest`. All ask the SQL contract."""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
 
-from chm_dagster.cli.arguments import ClientOption, EnvironmentOption, ExitZeroOption
-from chm_dagster.cli.moments import parse_moment
-from chm_dagster.cli.names import find_client
-from chm_dagster.cli.output import Format, FormatOption, chosen, show
-from chm_dagster.cli.stack import open_warehouse
-from chm_dagster.cli.tables import Column, Kind
-from chm_dagster.domain.inventory import Environment
+from chm_dagster.cli.arguments import (
+    ClientOption,
+    EnvironmentOption,
+    ExitZeroOption,
+    TimezoneOption,
+    find_client,
+    parse_time,
+)
+from chm_dagster.cli.output import Format, FormatOption, chosen, console, say, show
+from chm_dagster.domain.pipelines import Environment
 from chm_dagster.domain.runs import RunStatus
-
-PIPELINE = Column("pipeline")
-WHY = Column("why", elastic=True, rank=1)
-FAILING = (
-    PIPELINE,
-    Column("failing_since", "since"),
-    Column("failures", "in a row"),
-    Column("last_success_at", "last success", rank=2),
-    WHY,
+from chm_dagster.errors import ConfigError, DatabaseUnavailable, InputError
+from chm_dagster.installation import load_settings, open_warehouse
+from chm_dagster.presentation.columns import (
+    ATTENTION,
+    CHANGED,
+    CLIENTS,
+    FAILING,
+    FLAKY,
+    LATEST,
+    STALE,
+    Question,
+    Row,
+    ago,
+    alerts_sentence,
+    count,
+    for_people,
+    freshness,
+    is_blind,
+    last_sync,
 )
-CHANGED = (Column("change"), PIPELINE, Column("started_at", "latest run"), Column("platform", rank=2), WHY)
-FLAKY = (
-    PIPELINE,
-    Column("flip_rate", "flips", kind=Kind.SHARE),
-    Column("recoveries", rank=3),
-    Column("failures", "failed", rank=2),
-    Column("settled_runs", "of", rank=2),
-    Column("history", "oldest to latest", kind=Kind.STRIP, rank=1),
-)
-LATEST = (
-    PIPELINE,
-    Column("status"),
-    Column("started_at", "started"),
-    Column("duration_seconds", "took", rank=2, kind=Kind.SECONDS),
-    WHY,
-)
+from chm_dagster.settings import Settings
+from chm_dagster.warehouse import schema
 
 
 def failing(
@@ -48,7 +49,7 @@ def failing(
     exit_zero: ExitZeroOption = False,
     form: FormatOption = None,
 ) -> None:
-    """What is failing now: pipelines whose latest run that settled has failed, and since when.
+    """Show what is failing now: pipelines whose latest settled run failed, and since when.
 
     Exit code 1 if anything is failing, unless --exit-zero.
     """
@@ -57,41 +58,66 @@ def failing(
     raise typer.Exit(1 if rows and not exit_zero else 0)
 
 
+def attention(
+    client: ClientOption = None,
+    environment: EnvironmentOption = None,
+    exit_zero: ExitZeroOption = False,
+    form: FormatOption = None,
+) -> None:
+    """Show what needs attention: pipelines that are failing, late, overrunning or unknown, the worst first.
+
+    Exit code 1 if anything does, unless --exit-zero.
+    """
+    rows = _ask("needs_attention", client, environment)
+    show_health(rows, form, ATTENTION)
+    raise typer.Exit(1 if rows and not exit_zero else 0)
+
+
 def changed(
     since: Annotated[
-        str, typer.Option("--since", metavar="TIME", help="Compare with this time: 24h, 7d, or a date.")
+        str, typer.Option("--since", metavar="TIME", help="Compare with this time: 24h, yesterday, or a date.")
     ] = "24h",
+    timezone: TimezoneOption = None,
     client: ClientOption = None,
     environment: EnvironmentOption = None,
     form: FormatOption = None,
 ) -> None:
-    """What is another than it was: regressions, what is still failing, what was fixed, what is new."""
-    moment = parse_moment(since, "--since", datetime.now(UTC))
-    show_health(_ask("changed_since", client, environment, since=moment), form, CHANGED)
+    """Show what changed: regressions, what is still failing, what was fixed, what is new.
+
+    Exit code 0 whatever changed.
+    """
+    now = datetime.now(UTC)
+    then = parse_time(since, "--since", now, zone=timezone)
+    if then > now:
+        raise InputError("--since", "must not be in the future; name the time to compare with")
+    show_health(_ask("changed_since", client, environment, since=then), form, CHANGED)
 
 
 def flaky(
     threshold: Annotated[
-        float, typer.Option("--threshold", min=0, max=1, help="From which share of flips on a pipeline is flaky.")
+        float,
+        typer.Option("--threshold", min=0, max=1, help="Minimum share of flips for a pipeline to count as flaky."),
     ] = 0.2,
     client: ClientOption = None,
     environment: EnvironmentOption = None,
     form: FormatOption = None,
 ) -> None:
-    """Pipelines that keep changing between success and failure, over their last 30 runs that settled.
+    """List pipelines that flip between success and failure, over their last 30 settled runs.
 
-    One that always fails is broken, not flaky: see `chm failing`.
+    A pipeline that always fails is broken, not flaky: see `chm failing`.
     """
     show_health(_ask("flaky_pipelines", client, environment, threshold=threshold), form, FLAKY)
 
 
 def latest(
-    status: Annotated[RunStatus | None, typer.Option("--status", help="Only those in this state.")] = None,
+    status: Annotated[
+        RunStatus | None, typer.Option("--status", help="Only pipelines whose latest run has this status.")
+    ] = None,
     client: ClientOption = None,
     environment: EnvironmentOption = None,
     form: FormatOption = None,
 ) -> None:
-    """The latest run of every active pipeline."""
+    """Show the latest run of every active pipeline."""
     rows = _ask("latest_status_by_pipeline", client, environment)
     show_health([row for row in rows if status is None or row["status"] == status], form, LATEST)
 
@@ -103,16 +129,136 @@ def _ask(query: str, client: str | None, environment: Environment | None, **para
         return warehouse.ask(query, client_slug=slug, environment=where, **parameters)
 
 
-def show_health(rows: list[dict[str, Any]], form: Format | None, columns: Sequence[Column], title: str = "") -> None:
-    """Rows of a health question: as they are for a program, with the pipeline's key and the reason for a person."""
+def show_health(rows: list[dict[str, Any]], form: Format | None, question: Question) -> None:
+    """Rows of a health question: as they are for a program, with what people read on a terminal."""
     if chosen(form) is Format.TABLE:
-        rows = [
-            {
-                **row,
-                "pipeline": f"{row['client_slug']}/{row['pipeline_slug']}",
-                "why": row.get("error_message") or row.get("status_reason"),
-                "status": row.get("status") or "never ran",
-            }
-            for row in rows
-        ]
-    show(rows, form, title, columns)
+        rows = for_people(rows)
+    show(rows, form, columns=question.columns, empty=question.empty)
+
+
+_CHANGED_TODAY = dataclasses.replace(
+    CHANGED, title="Changed in the last 24 hours", empty="Nothing changed in the last 24 hours."
+)
+
+
+def status(exit_zero: ExitZeroOption = False, form: FormatOption = None) -> None:
+    """Show the health of each client, what needs attention, what changed in the last 24 hours, alerts, the last sync.
+
+    Exit code 1 if anything needs attention, unless --exit-zero.
+    """
+    now = datetime.now(UTC)
+    everywhere = {"client_slug": None, "environment": None}
+    with open_warehouse() as warehouse:
+        clients = warehouse.ask("latest_status_by_client", **everywhere)
+        attention = warehouse.ask("needs_attention", **everywhere)
+        changed = warehouse.ask("changed_since", since=now - timedelta(days=1), **everywhere)
+        connections = warehouse.ask("connections", **everywhere)
+        failing_now = warehouse.ask("failing_now", **everywhere)
+        episodes, waiting = warehouse.ask("open_episodes"), warehouse.ask("waiting_messages")
+    if chosen(form) is not Format.TABLE:
+        known = {"last_sync_at": last_sync(connections), "freshness": freshness(connections, now)}
+        found = {"clients": clients, "needs_attention": attention, "changed_since_yesterday": changed}
+        alerts = {"open_episodes": episodes, "waiting_messages": waiting}
+        show({**found, "failing_now": failing_now, "connections": connections, **alerts, **known}, form)
+    else:
+        for question, rows in ((CLIENTS, clients), (ATTENTION, attention), (_CHANGED_TODAY, changed)):
+            show(for_people(rows), Format.TABLE, question.title, question.columns, question.empty)
+            console.print()
+        say(alerts_sentence(episodes, waiting))
+        say(freshness(connections, now))
+    raise typer.Exit(1 if attention and not exit_zero else 0)
+
+
+# --- CHM itself ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that `chm doctor` looked at; `fix` is empty if it is well."""
+
+    check: str
+    ok: bool
+    found: str
+    fix: str = ""
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    form: FormatOption = None,
+) -> None:
+    """Check CHM itself: settings, database, partners file, credentials, and when each connection was last read.
+
+    Makes no request to partners; `chm partner check` does. A schedule or a daemon that does not run shows as a last
+    sync that is too old. Exit code 1 if there is a problem.
+    """
+    findings = list(_examine())
+    form = Format.JSON if as_json else form
+    if chosen(form) is Format.TABLE:
+        for one in findings:
+            say(f"{'ok     ' if one.ok else 'problem'}  {one.check}: {one.found}" + (f"; {one.fix}" if one.fix else ""))
+    else:
+        show([dataclasses.asdict(one) for one in findings], form)
+    raise typer.Exit(0 if all(one.ok for one in findings) else 1)
+
+
+def _examine() -> Iterator[Finding]:
+    try:
+        settings = load_settings()
+    except ConfigError as error:
+        yield Finding("settings", False, str(error), "correct the environment or .env; docs/operations.md lists all")
+        return
+    yield Finding("settings", True, f"CHM_HOME is {settings.home}")
+    yield from _examine_credentials(settings)
+    try:
+        with open_warehouse() as warehouse:
+            yield Finding("database", True, f"reachable, at revision {schema.head()}")
+            yield from _examine_syncs(warehouse.ask("connections"), datetime.now(UTC))
+    except (DatabaseUnavailable, ConfigError) as error:
+        yield Finding("database", False, str(error), "check CHM_DATABASE_URL, or run chm migrate")
+
+
+def _examine_credentials(settings: Settings) -> Iterator[Finding]:
+    """The partners file, and whether the environment has what each connection names. Values are never shown."""
+    from chm_dagster.partners.connections import configured
+
+    if settings.partners_file is None:
+        yield Finding("partners file", True, "none; CHM_PARTNERS_FILE is not set")
+        return
+    try:
+        connections = configured(settings.partners_file)
+    except ConfigError as error:
+        yield Finding("partners file", False, str(error), f"correct {settings.partners_file}")
+        return
+    yield Finding("partners file", True, f"{count(len(connections), 'connection')} in {settings.partners_file}")
+    for one in connections:
+        address = [one.config.base_url_env] if one.config.base_url_env is not None else []
+        missing = [name for name in (*address, *one.config.credentials.values()) if not os.environ.get(name)]
+        if missing:
+            yield Finding(f"credentials of {one.name}", False, f"not set: {', '.join(missing)}", "set them in .env")
+        else:
+            yield Finding(f"credentials of {one.name}", True, "all variables are set")
+
+
+def _examine_syncs(connections: Sequence[Row], now: datetime) -> Iterator[Finding]:
+    newest = last_sync(connections)
+    if connections:
+        well = newest is not None and now - newest <= STALE
+        fix = "" if well else "start `chm up`, or Dagster's daemon, and turn sync_schedule on; or run chm ingest"
+        yield Finding("last sync", well, freshness(connections, now), fix)
+    else:
+        yield Finding("last sync", True, freshness(connections, now))
+    for row in connections:
+        name = row["connection"] or f"{row['platform']} (default)"
+        read = "never read" if row["read_at"] is None else f"read {ago(row['read_at'], now)}"
+        if row["unreadable"]:
+            found = (
+                f"{read}; {count(row['unreadable'], 'pipeline')} of {row['pipelines']} cannot be read: {row['error']}"
+            )
+            yield Finding(f"connection {name}", False, found, "run chm partner check")
+        elif is_blind(row, now):
+            oldest = row["oldest_read_at"]
+            behind = "never read" if oldest is None else f"last read {ago(oldest, now)}"
+            found = f"{read}; of its {count(row['pipelines'], 'pipeline')}, the one furthest behind was {behind}"
+            yield Finding(f"connection {name}", False, found, "run chm ingest, and see its report")
+        else:
+            yield Finding(f"connection {name}", True, f"{read}, {count(row['pipelines'], 'pipeline')}")

@@ -3,34 +3,48 @@
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import orjson
 import typer
 
-from chm_dagster.cli.output import Format, FormatOption, chosen, console, errors, show
-from chm_dagster.cli.stack import load_settings, open_warehouse, partner_address
-from chm_dagster.domain.inventory import slugify
-from chm_dagster.errors import InputError, NotFound
+from chm_dagster.cli.output import Format, FormatOption, chosen, errors, say, show
+from chm_dagster.domain.fields import slugify
+from chm_dagster.errors import ChmError, ConfigError, InputError, NotFound
 from chm_dagster.ingestion import inventory_file
-from chm_dagster.ingestion.discovery import as_inventory, lacking
-from chm_dagster.partners.connections import all_partners, configured
-from chm_dagster.partners.connections_file import json_schema
-from chm_dagster.partners.declared.model import Rest
-from chm_dagster.partners.instances import Instance
-from chm_dagster.partners.platforms.registry import shipped
+from chm_dagster.ingestion.inventory_apply import as_inventory, lacking
+from chm_dagster.installation import configured, load_settings, open_warehouse
+from chm_dagster.partners.connections import configured as connections_of
+from chm_dagster.partners.connections import partner_of
+from chm_dagster.partners.engine.model import Rest
+from chm_dagster.partners.partners_file import Connection, json_schema
+from chm_dagster.partners.platforms import shipped
 from chm_dagster.partners.port import Partner, PipelineList, Probe, SourcePipeline
+from chm_dagster.presentation.columns import Column
+from chm_dagster.warehouse.inventory.pipelines import ingested_pipelines
 from chm_dagster.warehouse.paging import every
 
 app = typer.Typer(help="Connections to partners.", no_args_is_help=True)
 
+_CONNECTION = (
+    Column("connection"),
+    Column("platform"),
+    Column("api", rank=1, elastic=True),
+    Column("default", rank=2),
+    Column("scope", rank=3),
+    Column("errors", rank=4),
+    Column("rows", rank=5),
+    Column("deletions", rank=6),
+    Column("reopens", "re-runs", rank=7),
+    Column("unset variables", elastic=True),
+)
+
 
 def _partners() -> dict[str, Partner]:
-    settings = load_settings()
-    base_url, token, _ = partner_address(settings)
-    return all_partners(settings.partners_file, os.environ, base_url or None, token)
+    return configured().partners()
 
 
 def _partner(partners: dict[str, Partner], name: str) -> Partner:
@@ -41,24 +55,25 @@ def _partner(partners: dict[str, Partner], name: str) -> Partner:
 
 @app.command("list")
 def list_(
-    apis: Annotated[bool, typer.Option("--apis", help="The APIs that CHM is shipped with, instead.")] = False,
+    apis: Annotated[bool, typer.Option("--apis", help="List the APIs that CHM ships with instead.")] = False,
     form: FormatOption = None,
 ) -> None:
-    """The connections, and what each can tell. Asks nobody."""
+    """List the connections and what each supports. Makes no request."""
     if apis:
         show([_api_row(name, rest) for name, rest in shipped().items()], form, "APIs")
         return
-    described = {one.name: one for one in configured(load_settings().partners_file)}
-    show([_connection_row(partner, described.get(name)) for name, partner in _partners().items()], form, "Connections")
+    described = {one.name: one for one in connections_of(load_settings().partners_file)}
+    rows = [_connection_row(partner, described.get(name)) for name, partner in _partners().items()]
+    show(rows, form, "Connections", _CONNECTION)
 
 
 def _api_row(name: str, rest: Rest) -> dict[str, Any]:
     return {"api": name, "title": rest.title, "platform": rest.platform.value, "verified": rest.verified}
 
 
-def _connection_row(partner: Partner, one: Instance | None) -> dict[str, Any]:
+def _connection_row(partner: Partner, one: Connection | None) -> dict[str, Any]:
     can = partner.capabilities
-    variables = one.connection.credentials.values() if one else ()
+    variables = one.config.credentials.values() if one else ()
     return {
         "connection": partner.name,
         "platform": partner.platform.value if partner.platform else "any",
@@ -75,16 +90,17 @@ def _connection_row(partner: Partner, one: Instance | None) -> dict[str, Any]:
 
 @app.command()
 def check(
-    name: Annotated[str | None, typer.Argument(help="A connection; all of them if left out.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A connection; all of them by default.")] = None,
     form: FormatOption = None,
 ) -> None:
-    """Ask each partner for its version, whether it takes our credentials, and whether they may read runs.
-
-    Exit code 1 if one of them does not answer as it should.
-    """
+    """Check version, credentials and rights at each partner. Exit code 1 if one of them cannot be read."""
     partners = _partners()
     wanted = partners if name is None else {name: _partner(partners, name)}
     probes = {key: asyncio.run(_probe(partner)) for key, partner in wanted.items()}
+    # A partner may have nothing to show but the runs of a pipeline that one knows by its id.
+    silent = [key for key, probe in probes.items() if any(f.topic == "answer" and not f.ok for f in probe.findings)]
+    external_ids = _external_ids(partners) if silent else {}
+    probes |= {key: asyncio.run(_probe(partners[key], external_ids[key])) for key in silent if key in external_ids}
     if chosen(form) is Format.TABLE:
         for key, probe in probes.items():
             _print_probe(key, probe)
@@ -93,10 +109,23 @@ def check(
     raise typer.Exit(0 if all(probe.ok for probe in probes.values()) else 1)
 
 
-async def _probe(partner: Partner) -> Probe:
+def _external_ids(partners: Mapping[str, Partner]) -> dict[str, str]:
+    """A pipeline of the inventory for each connection that has one; none if the database does not respond."""
+    found: dict[str, str] = {}
+    try:
+        with open_warehouse() as warehouse:
+            for pipeline in ingested_pipelines(warehouse.engine):
+                with suppress(ConfigError):
+                    found.setdefault(partner_of(pipeline, partners).name, pipeline.external_id)
+    except ChmError:
+        return {}
+    return found
+
+
+async def _probe(partner: Partner, external_id: str | None = None) -> Probe:
     feed = partner.open_feed()
     try:
-        return await feed.check()
+        return await feed.check(external_id)
     finally:
         await feed.aclose()
 
@@ -107,31 +136,32 @@ def _probe_row(name: str, probe: Probe) -> dict[str, Any]:
 
 
 def _print_probe(name: str, probe: Probe) -> None:
-    told = [(f.ok, f"{f.topic}: {f.sentence}") for f in probe.findings] or [(probe.ok, probe.detail)]
-    for ok, sentence in told:
-        style = "green" if ok else "red"
-        console.print(f"{name}: {sentence}", style=style, markup=False, highlight=False, soft_wrap=True)
+    sentences = [finding.sentence for finding in probe.findings if finding.ok is probe.ok] or [probe.detail]
+    text = "; ".join(sentence.removeprefix(f"connection {name}: ") for sentence in sentences)
+    say(f"{name}: OK ({text})" if probe.ok else f"{name}: {text}", style="green" if probe.ok else "red")
 
 
 @app.command()
 def discover(
     name: Annotated[str, typer.Argument(help="A connection.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write them as inventory YAML; - shows it.")
+        Path | None,
+        typer.Option("--output", "-o", help="Write them here as inventory YAML; - for standard output."),
     ] = None,
     client: Annotated[
-        str | None, typer.Option("--client", help="Whose they are to be; the connection if left out.")
+        str | None,
+        typer.Option("--client", help="Their client; by default named after the connection."),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Also those that are in the inventory.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Include those that are already in the inventory.")] = False,
     form: FormatOption = None,
 ) -> None:
-    """List the partner's pipelines that the inventory lacks. `chm inventory apply` takes what --output writes."""
+    """List the partner's pipelines that are not in the inventory. `chm inventory apply` reads what --output writes."""
     partners = _partners()
     partner = _partner(partners, name)
     found: Sequence[SourcePipeline] = asyncio.run(_discovered(partner))
     slug = slugify(client or name)
     if not slug:
-        raise InputError("--client", "no letter and no digit in it; name it so that it can be part of a path")
+        raise InputError("--client", "must contain a letter or a digit")
     with open_warehouse() as warehouse:
         inventory = list(every(warehouse.pipelines.list, active=None))
     new = list(found) if everything else lacking(found, inventory, partner, partners)
@@ -172,5 +202,5 @@ def _write(output: Path, text: str) -> None:
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of partners.yaml, for editors that complete and check it."""
+    """Print the JSON schema of partners.yaml, for completion and checks in editors."""
     sys.stdout.write(orjson.dumps(json_schema(), option=orjson.OPT_INDENT_2).decode() + "\n")

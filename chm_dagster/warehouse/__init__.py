@@ -1,1 +1,1 @@
-"""CHM's tables and everything that reads or writes them: the only home of SQLAlchemy, psycopg and SQL."""
+"""CHM's tables and everything that reads or writes them: the only home of SQLAlchemy and SQL."""

@@ -1,4 +1,4 @@
-"""Connections to CHM's database, and what its errors mean to the rest of CHM."""
+"""Connections to CHM's database, and the translation of its errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from chm_dagster.errors import ConfigError, DatabaseUnavailable
 
 __all__ = ["Engine", "database_errors", "is_lock_timeout", "is_passing", "make_engine"]
 
-# A peer that vanished without a word is noticed after about a minute, not after two hours.
+# A peer that vanished silently is noticed after about a minute, not after two hours.
 _KEEPALIVES = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 # The server or the network is at fault, not the statement; trying again later can help. SQLSTATE classes and codes.
 _PASSING = ("08", "25006", "40", "53", "55P03", "57")
@@ -24,8 +24,9 @@ def make_engine(url: str, *, pool_size: int = 5, statement_seconds: int = 0) -> 
     """
     try:
         parsed = make_url(url)
-    except sa.exc.ArgumentError as error:
-        raise ConfigError("CHM_DATABASE_URL cannot be read as a database URL") from error
+    except (sa.exc.ArgumentError, ValueError):
+        # The error may quote a part of the URL, and so a part of the password.
+        raise ConfigError("CHM_DATABASE_URL cannot be read as a database URL") from None
     return sa.create_engine(
         _with_psycopg(parsed),
         pool_size=pool_size,
@@ -72,7 +73,7 @@ def is_passing(error: BaseException | None) -> bool:
 
 
 def is_lock_timeout(error: BaseException | None) -> bool:
-    """Whether a statement gave up because somebody else held a lock for too long."""
+    """Whether a statement timed out waiting for a lock."""
     driver_error = error.orig if isinstance(error, sa.exc.DBAPIError) else error
     return isinstance(driver_error, psycopg.errors.LockNotAvailable)
 

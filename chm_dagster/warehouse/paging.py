@@ -12,7 +12,7 @@ from uuid import UUID
 
 import orjson
 
-from chm_dagster.domain.inventory import is_slug
+from chm_dagster.domain.fields import is_slug
 from chm_dagster.errors import InputError
 
 T = TypeVar("T")
@@ -45,16 +45,19 @@ def uuid(value: Any) -> UUID:
     return UUID(value)
 
 
-def time(value: Any) -> datetime | None:
-    """A time in a position, or None where the row has none."""
-    if value is None:
-        return None
+def time(value: Any) -> datetime:
+    """A time in a position."""
     if not isinstance(value, str):
         raise ValueError
-    moment = datetime.fromisoformat(value)
-    if moment.tzinfo is None:
+    found = datetime.fromisoformat(value)
+    if found.tzinfo is None:
         raise ValueError
-    return moment
+    return found
+
+
+def optional_time(value: Any) -> datetime | None:
+    """A time in a position; None where the row has none."""
+    return None if value is None else time(value)
 
 
 def encode(position: Sequence[object]) -> str:

@@ -1,4 +1,4 @@
-"""Short ways to call the API, and to look at what it refused."""
+"""Helpers that call the API and check its errors."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ CODES = {
 
 
 def refused(answer: httpx.Response, status: int) -> set[str]:
-    """The fields that an error blames; after a look at its status, its code and its whole shape."""
+    """The fields that an error names, after checking its status, its code and its shape."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     body = answer.json()
@@ -31,12 +31,12 @@ def refused(answer: httpx.Response, status: int) -> set[str]:
 
 
 def details(answer: httpx.Response) -> dict[str, str]:
-    """Field: what was wrong with it."""
+    """Field -> what is wrong with it."""
     return {detail["field"]: detail["issue"] for detail in answer.json()["error"]["details"]}
 
 
 def add_client(api: httpx.Client, name: str) -> dict[str, Any]:
-    """A client of this name, made unless it exists."""
+    """A client with this name, created unless it exists."""
     answer = api.post("/api/v1/clients", json={"name": name})
     if answer.status_code == 409:
         answer = api.get(f"/api/v1/clients/{name.lower()}")
@@ -45,7 +45,7 @@ def add_client(api: httpx.Client, name: str) -> dict[str, Any]:
 
 
 def add_pipeline(api: httpx.Client, client: str, name: str, **fields: Any) -> dict[str, Any]:
-    """A pipeline, its client made if need be."""
+    """A pipeline, with its client created if needed."""
     body = {"name": name, "platform": "custom", "pipeline_type": "ingestion", **fields}
     answer = api.post(f"/api/v1/clients/{add_client(api, client)['id']}/pipelines", json=body)
     assert answer.status_code == 201, answer.text

@@ -1,4 +1,4 @@
-"""The API as callers meet it: served on a socket, over a real database."""
+"""The API as its users see it: served on a socket, with a real database."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from chm_dagster.api.app import create_app
-from chm_dagster.api.serving import serve_in_thread
+from chm_dagster.serving import serve_in_thread
 from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.warehouse import Warehouse
 
@@ -20,14 +20,14 @@ def warehouse(engine: Engine) -> Warehouse:
 
 @pytest.fixture
 def api(warehouse: Warehouse) -> Iterator[httpx.Client]:
-    """A caller that has the token."""
+    """An API client with the token."""
     with serve_in_thread(create_app(warehouse, token=TOKEN)) as url, caller(url, TOKEN) as client:
         yield client
 
 
 @pytest.fixture
 def open_api(warehouse: Warehouse) -> Iterator[httpx.Client]:
-    """A caller of a server that has no token."""
+    """An API client of a server without a token."""
     with serve_in_thread(create_app(warehouse)) as url, caller(url) as client:
         yield client
 

@@ -1,4 +1,4 @@
-"""Whatever the contract lets callers send, and much that it does not, gets an answer that the contract names."""
+"""Requests that the contract allows, and many that it does not, get a response that the contract documents."""
 
 import json
 import re
@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from chm_dagster.api import contract
+from chm_dagster.api import openapi
 from chm_dagster.api.app import POOL_SIZE, create_app
-from chm_dagster.api.serving import serve_in_thread
+from chm_dagster.serving import serve_in_thread
 from chm_dagster.warehouse.engine import make_engine
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.api.calls import add_pipeline
@@ -33,7 +33,7 @@ def real(database_url: str) -> Iterator[httpx.Client]:
 
 
 def known(api: httpx.Client) -> dict[str, str]:
-    """Path parameters that name something that exists, so that requests get past the look-up."""
+    """Path parameters of existing things, so that requests get past the lookup."""
     pipeline = add_pipeline(api, "Acme", "Orders")
     for status in ("failed", "success", "running"):
         api.post("/api/v1/pipelines/acme/orders/runs", json={"status": status})
@@ -42,12 +42,12 @@ def known(api: httpx.Client) -> dict[str, str]:
 
 
 def fuzz(api: httpx.Client, folder: Path, examples: int, phases: str, parameters: dict[str, str]) -> int:
-    """How many cases went well; all of them, or the test fails with what Schemathesis says."""
+    """The number of cases, all of which passed; otherwise the test fails with the output of Schemathesis."""
     settings, report = folder / "schemathesis.toml", folder / "report.json"
     # Keys of the file's top level come before its tables.
     given = "\n".join(f'"path.{name}" = "{value}"' for name, value in parameters.items())
     settings.write_text(f"{RULES.read_text()}\n[parameters]\n{given}\n")
-    command = [str(Path(sys.executable).with_name("st")), "--config-file", str(settings), "run", str(contract.FILE)]
+    command = [str(Path(sys.executable).with_name("st")), "--config-file", str(settings), "run", str(openapi.FILE)]
     options = ["--url", str(api.base_url), "--header", f"Authorization: Bearer {TOKEN}", "--phases", phases]
     more = ["--max-examples", str(examples), "--continue-on-failure", "--generation-database", "none", "--no-color"]
     reports = ["--report", "json", "--report-json-path", str(report)]
@@ -60,18 +60,18 @@ def fuzz(api: httpx.Client, folder: Path, examples: int, phases: str, parameters
 
 
 def unexpected(api: httpx.Client) -> list[str]:
-    """Routes that ever answered with a 500, by the server's own count."""
+    """Routes that responded with a 500, according to the server's own metrics."""
     return re.findall(r'chm_http_requests_total{.*status="500".*', api.get("/metrics").text)
 
 
-def test_some_hundred_cases_are_answered_as_the_contract_says(real: httpx.Client, tmp_path: Path) -> None:
+def test_hundreds_of_fuzzed_requests_get_responses_that_match_the_contract(real: httpx.Client, tmp_path: Path) -> None:
     assert fuzz(real, tmp_path, 5, "examples,fuzzing", known(real)) > 150
     assert unexpected(real) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("existing", [False, True], ids=["made-up ids", "ids that exist"])
-def test_thousands_of_cases_are_answered_as_the_contract_says(
+def test_thousands_of_fuzzed_requests_get_responses_that_match_the_contract(
     real: httpx.Client, tmp_path: Path, existing: bool
 ) -> None:
     parameters = known(real)

@@ -1,13 +1,14 @@
-"""The questions about health over HTTP: the rows of the SQL contract, and nothing else."""
+"""The health questions over HTTP return exactly the rows of the SQL contract."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
 
 from chm_dagster.api.health import QUESTIONS
-from chm_dagster.warehouse.contract import queries
+from chm_dagster.warehouse.named_queries import queries
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.api.calls import add_client, add_pipeline, refused
 
@@ -16,10 +17,10 @@ NOW = datetime.now(UTC).replace(microsecond=0)
 
 @pytest.fixture
 def world(api: httpx.Client) -> httpx.Client:
-    """Acme's orders fail since yesterday, its bills flake, Bolt's orders are fine, and one pipeline never ran."""
+    """Acme's orders have been failing since yesterday, its bills are flaky, Bolt's orders are fine, one pipeline never ran."""
     orders, bills, fine = "acme/orders", "acme/bills", "bolt/orders"
     for client, name, fields in [
-        ("Acme", "Orders", {"platform": "airflow"}),
+        ("Acme", "Orders", {"platform": "airflow", "external_id": "orders_daily"}),
         ("Acme", "Bills", {"environment": "dev"}),
         ("Bolt", "Orders", {}),
         ("Bolt", "New", {}),
@@ -58,10 +59,10 @@ def keys(found: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_each_question_answers_with_the_columns_of_its_query(
+def test_each_endpoint_returns_the_columns_of_its_query(
     world: httpx.Client, warehouse: Warehouse, question: str
 ) -> None:
-    name = QUESTIONS[question]
+    name = QUESTIONS[question].query
     found = items(world, question)
     assert found
     assert [list(row) for row in found] == [[c.name for c in queries()[name].columns]] * len(found)
@@ -69,22 +70,23 @@ def test_each_question_answers_with_the_columns_of_its_query(
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_each_question_takes_the_parameters_of_its_query(api: httpx.Client, question: str) -> None:
+def test_each_endpoint_takes_the_parameters_of_its_query(api: httpx.Client, question: str) -> None:
     add_pipeline(api, "Acme", "Orders")
     given: dict[str, Any] = {
-        "client_slug": ("client", "acme"),
-        "pipeline_slug": ("pipeline", "acme/orders"),
+        "client_slug": ("client_id", "acme"),
+        "pipeline_slug": ("pipeline_id", "acme/orders"),
         "environment": ("environment", "prod"),
         "platform": ("platform", "airflow"),
         "since": ("since", "2026-01-01T00:00:00Z"),
         "until": ("until", "2026-01-02T00:00:00Z"),
         "bucket": ("bucket", "week"),
+        "timezone": ("timezone", "Europe/Berlin"),
         "threshold": ("threshold", "0.5"),
     }
-    items(api, question, **dict(given[parameter.name] for parameter in queries()[QUESTIONS[question]].parameters))
+    items(api, question, **dict(given[parameter.name] for parameter in queries()[QUESTIONS[question].query].parameters))
 
 
-def test_what_is_failing_what_changed_and_what_flakes(world: httpx.Client) -> None:
+def test_failing_changed_and_flaky_pipelines_are_returned(world: httpx.Client) -> None:
     assert keys(items(world, "failing")) == ["acme/bills", "acme/orders"]
     (orders,) = items(world, "failing", environment="prod")
     assert (orders["failures"], orders["platform"]) == (2, "airflow")
@@ -103,14 +105,14 @@ def test_what_is_failing_what_changed_and_what_flakes(world: httpx.Client) -> No
     assert [row["failing"] for row in items(world, "clients")] == [2, 0]
 
 
-def test_failures_platforms_and_durations_look_at_a_window(world: httpx.Client) -> None:
+def test_failures_platforms_and_durations_cover_a_window(world: httpx.Client) -> None:
     window = {"since": (NOW - timedelta(hours=25)).isoformat(), "until": NOW.isoformat()}
     assert sum(row["failures"] for row in items(world, "failures", bucket="hour", **window)) == 2
     assert {row["platform"]: row["failures"] for row in items(world, "platforms", **window)} == {
         "airflow": 2,
         "custom": 0,
     }
-    buckets = items(world, "durations", pipeline="acme/orders", **window)
+    buckets = items(world, "durations", pipeline_id="acme/orders", **window)
     assert sum(row["failed"] for row in buckets) == 2
     assert next(row for row in buckets if row["failed"])["from_seconds"] <= 600
 
@@ -119,28 +121,58 @@ def test_a_client_or_pipeline_is_named_by_id_or_slug(world: httpx.Client) -> Non
     client = world.get("/api/v1/clients/acme").json()["id"]
     pipeline = world.get("/api/v1/pipelines/acme/orders").json()["id"]
     for ref in (client, "acme"):
-        assert keys(items(world, "failing", client=ref)) == ["acme/bills", "acme/orders"]
-    assert items(world, "failing", client="bolt") == []
-    by_id, by_slug = (items(world, "durations", pipeline=ref) for ref in (pipeline, "acme/orders"))
+        assert keys(items(world, "failing", client_id=ref)) == ["acme/bills", "acme/orders"]
+    assert items(world, "failing", client_id="bolt") == []
+    by_id, by_slug = (items(world, "durations", pipeline_id=ref) for ref in (pipeline, "acme/orders"))
     assert by_id == by_slug != items(world, "durations")
 
 
-def test_bad_parameters_are_refused_by_name(api: httpx.Client) -> None:
+def test_bad_parameters_are_rejected_by_name(api: httpx.Client) -> None:
     add_pipeline(api, "Acme", "Orders")
     add_client(api, "Bolt")
 
     def ask(question: str, **parameters: str) -> httpx.Response:
         return api.get(f"/api/v1/health/{question}", params=parameters)
 
-    refused(ask("failing", client="nobody"), 404)
-    refused(ask("durations", pipeline="acme/nope"), 404)
-    assert refused(ask("durations", pipeline="acme/orders", client="bolt"), 400) == {"pipeline"}
-    assert refused(ask("changed", since="yesterday"), 400) == {"since"}
+    refused(ask("failing", client_id="nobody"), 404)
+    refused(ask("durations", pipeline_id="acme/nope"), 404)
+    assert refused(ask("durations", pipeline_id="acme/orders", client_id="bolt"), 400) == {"pipeline_id"}
+    assert refused(ask("changed", since="soon"), 400) == {"since"}
+    assert refused(ask("changed", since="2999-01-01T00:00:00Z"), 400) == {"since"}
+    assert refused(ask("changed", since="tomorrow"), 400) == {"since"}
     assert refused(ask("failures", since="2026-01-02T00:00:00Z", until="2026-01-01T00:00:00Z"), 400) == {"since"}
     assert refused(ask("failures", bucket="year"), 400) == {"bucket"}
-    assert refused(ask("flaky", threshold="nan"), 400) == {"threshold"}
+    for threshold in ("nan", "3", "-0.1"):
+        assert refused(ask("flaky", threshold=threshold), 400) == {"threshold"}
     assert refused(ask("flaky", threshold="much"), 400) == {"threshold"}
     assert refused(ask("latest", environment="live"), 400) == {"environment"}
     assert refused(ask("latest", client_slug="acme"), 400) == {"client_slug"}
     assert refused(ask("durations", platform="a\0b"), 400) == {"platform"}
     refused(ask("everything"), 404)
+
+
+def test_times_may_be_relative_as_on_the_command_line(world: httpx.Client) -> None:
+    exact = (NOW - timedelta(hours=45)).isoformat()
+    assert keys(items(world, "changed", since="45h")) == keys(items(world, "changed", since=exact))
+    assert items(world, "failures", since="25h", until="now", bucket="day")
+
+
+def test_days_begin_in_the_time_zone_that_is_named(world: httpx.Client) -> None:
+    # 14 hours apart: somewhere in the world it is another day, whatever the time of the test.
+    for zone in ("Pacific/Kiritimati", "Pacific/Pago_Pago", "Europe/Berlin"):
+        place = ZoneInfo(zone)
+        today = datetime.combine(datetime.now(place).date(), time(), place)
+        found = items(world, "failures", since="yesterday", until="now", timezone=zone)
+        assert datetime.fromisoformat(found[-1]["bucket"]) == today
+        first = datetime.fromisoformat(found[0]["bucket"])
+        assert (today - first, len(found)) == (timedelta(days=1), 2)
+        exact = f"{datetime.now(place).date() - timedelta(days=1)}T00:00:00"
+        assert items(world, "failures", since=exact, until="now", timezone=zone) == found
+    assert refused(world.get("/api/v1/health/changed", params={"timezone": "Berlin"}), 400) == {"timezone"}
+
+
+def test_short_names_of_filters_are_accepted(world: httpx.Client) -> None:
+    assert keys(items(world, "failing", client="acme")) == keys(items(world, "failing", client_id="acme"))
+    assert items(world, "durations", pipeline="acme/orders") == items(world, "durations", pipeline_id="acme/orders")
+    both = world.get("/api/v1/health/failing", params={"client": "acme", "client_id": "acme"})
+    assert refused(both, 400) == {"client"}

@@ -1,4 +1,4 @@
-"""Clients, pipelines, runs and rules, kept over HTTP."""
+"""Clients, pipelines, runs and rules over HTTP."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +16,7 @@ PIPELINE = {"name": "Orders", "platform": "airflow", "pipeline_type": "ingestion
 # --- clients -------------------------------------------------------------------------------------------------------
 
 
-def test_a_client_is_made_read_renamed_disabled_and_brought_back(api: Api) -> None:
+def test_a_client_is_created_read_renamed_disabled_and_enabled(api: Api) -> None:
     made = api.post("/api/v1/clients", json={"name": "Café Nord"})
     assert made.status_code == 201
     client = made.json()
@@ -45,8 +45,8 @@ def test_clients_are_listed_page_by_page(api: Api) -> None:
     first, cursor = slugs(limit=1)
     assert first == ["acme"]
     assert slugs(limit=1, cursor=cursor) == (["delta"], None)
-    assert slugs(active="all") == (["acme", "bolt", "delta"], None)
-    assert slugs(active="false") == (["bolt"], None)
+    assert slugs(is_active="all") == (["acme", "bolt", "delta"], None)
+    assert slugs(is_active="false") == (["bolt"], None)
 
 
 def test_a_name_or_slug_that_is_taken_is_a_conflict(api: Api) -> None:
@@ -57,10 +57,30 @@ def test_a_name_or_slug_that_is_taken_is_a_conflict(api: Api) -> None:
     assert refused(api.patch("/api/v1/clients/bolt", json={"name": "Acme"}), 409) == {"name"}
 
 
-def test_all_mistakes_in_a_body_are_told_at_once(api: Api) -> None:
+def test_all_mistakes_in_a_body_are_reported_at_once(api: Api) -> None:
     answer = api.post("/api/v1/clients", json={"slug": "Not A Slug", "nmae": "Acme"})
     assert refused(answer, 400) == {"name", "slug", "nmae"}
     assert details(answer)["nmae"] == "unknown field; did you mean name?"
+
+
+def test_creating_what_is_disabled_says_how_to_enable_it(api: Api) -> None:
+    add_pipeline(api, "Acme", "Orders")
+    api.delete("/api/v1/pipelines/acme/orders")
+    answer = api.post("/api/v1/clients/acme/pipelines", json=PIPELINE)
+    assert refused(answer, 409) == {"name"}
+    assert 'PATCH /api/v1/pipelines/acme/orders with {"is_active": true}' in details(answer)["name"]
+    assert api.patch("/api/v1/pipelines/acme/orders", json={"is_active": True}).status_code == 200
+    assert "disabled" not in api.post("/api/v1/clients/acme/pipelines", json=PIPELINE).text
+
+
+def test_a_name_that_differs_by_case_only_is_warned_of(api: Api) -> None:
+    assert "x-chm-warning" not in api.post("/api/v1/clients", json={"name": "Acme"}).headers
+    twin = api.post("/api/v1/clients", json={"name": "ACME"})
+    assert (twin.status_code, twin.headers["x-chm-warning"]) == (201, "client acme has the same name in another case")
+
+
+def test_a_client_may_be_created_disabled(api: Api) -> None:
+    assert api.post("/api/v1/clients", json={"name": "Acme", "is_active": False}).json()["is_active"] is False
 
 
 def test_a_slug_does_not_change(api: Api) -> None:
@@ -72,7 +92,7 @@ def test_a_slug_does_not_change(api: Api) -> None:
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_a_pipeline_is_made_for_a_client_by_either_way(api: Api, nested: bool) -> None:
+def test_a_pipeline_is_created_on_either_path(api: Api, nested: bool) -> None:
     client = add_client(api, "Acme")
     if nested:
         made = api.post("/api/v1/clients/acme/pipelines", json=PIPELINE)
@@ -91,7 +111,7 @@ def test_a_pipeline_needs_a_client_that_exists(api: Api) -> None:
     refused(api.post("/api/v1/pipelines", json={**PIPELINE, "client_id": "nobody"}), 404)
     refused(api.post("/api/v1/clients/nobody/pipelines", json=PIPELINE), 404)
     refused(api.get("/api/v1/clients/nobody/pipelines"), 404)
-    refused(api.get("/api/v1/pipelines", params={"client": "nobody"}), 404)
+    refused(api.get("/api/v1/pipelines", params={"client_id": "nobody"}), 404)
 
 
 def test_a_pipeline_is_changed_cleared_and_disabled(api: Api) -> None:
@@ -119,11 +139,15 @@ def test_pipelines_are_filtered(api: Api) -> None:
         return [p["key"] for p in api.get(path, params=query).json()["items"]]
 
     assert keys() == ["acme/bills", "acme/orders"]
-    assert keys(active="all") == ["acme/bills", "acme/orders", "bolt/orders"]
-    assert keys(active="false") == ["bolt/orders"]
+    assert keys(is_active="all") == ["acme/bills", "acme/orders", "bolt/orders"]
+    assert keys(is_active="false") == ["bolt/orders"]
     assert keys(platform="airflow") == keys(environment="dev") == ["acme/orders"]
     assert keys(connection="acme-dbt") == keys(pipeline_type="quality") == ["acme/bills"]
-    assert keys(client="bolt", active="all") == keys("/api/v1/clients/bolt/pipelines", active="all") == ["bolt/orders"]
+    assert (
+        keys(client_id="bolt", is_active="all")
+        == keys("/api/v1/clients/bolt/pipelines", is_active="all")
+        == ["bolt/orders"]
+    )
     assert keys("/api/v1/clients/acme/pipelines", platform="dbt") == ["acme/bills"]
 
 
@@ -146,7 +170,7 @@ def record(api: Api, run_id: str, hours: float, status: str = "success", **more:
     return run
 
 
-def test_a_run_is_recorded_by_hand_and_gets_an_id_if_it_has_none(api: Api) -> None:
+def test_a_run_recorded_by_hand_gets_an_id_if_it_has_none(api: Api) -> None:
     add_pipeline(api, "Acme", "Orders")
     run = api.post(RUNS, json={"status": "success", "rows_processed": 3, "payload": {"by": "hand"}})
     assert run.status_code == 201
@@ -155,7 +179,7 @@ def test_a_run_is_recorded_by_hand_and_gets_an_id_if_it_has_none(api: Api) -> No
     assert api.get(f"{RUNS}/latest").json() == {k: v for k, v in run.json().items() if k != "outcome"}
 
 
-def test_a_run_that_is_told_again_is_the_same_run(api: Api) -> None:
+def test_a_run_that_is_posted_again_is_the_same_run(api: Api) -> None:
     add_pipeline(api, "Acme", "Orders")
     first = record(api, "monday", 0, "running")
     ended = record(api, "monday", 0, "success")
@@ -203,11 +227,31 @@ def test_runs_are_listed_by_status_window_and_order(api: Api) -> None:
     assert "payload" not in page["items"][0]
 
 
-def test_a_plus_sign_that_nobody_encoded_is_understood(api: Api) -> None:
+def test_an_unencoded_plus_sign_in_a_time_is_understood(api: Api) -> None:
     add_pipeline(api, "Acme", "Orders")
     record(api, "r0", 0)
     assert len(api.get(f"{RUNS}?since=2026-03-01T07:00:00+01:00").json()["items"]) == 1
     assert len(api.get(f"{RUNS}?since=2026-03-01T07:00:01+01:00").json()["items"]) == 0
+
+
+def test_a_window_may_be_relative(api: Api) -> None:
+    add_pipeline(api, "Acme", "Orders")
+    for number, hours in enumerate((50, 3)):
+        body = {"external_run_id": f"r{number}", "status": "success", "started_at": f"{hours}h"}
+        assert api.post(RUNS, json=body).status_code == 201
+    assert [r["external_run_id"] for r in api.get(RUNS, params={"since": "24h"}).json()["items"]] == ["r1"]
+    assert [r["external_run_id"] for r in api.get(RUNS, params={"until": "2d"}).json()["items"]] == ["r0"]
+    assert api.get("/api/v1/clients/acme/runs/summary?since=7d").json()["status_counts"]["success"] == 2
+
+
+def test_filters_have_short_names_too(api: Api) -> None:
+    add_pipeline(api, "Acme", "Orders")
+    api.delete("/api/v1/clients/acme")
+    for query in ("client=acme&active=all", "client_id=acme&is_active=all"):
+        assert [p["key"] for p in api.get(f"/api/v1/pipelines?{query}").json()["items"]] == ["acme/orders"]
+    rule = api.post("/api/v1/alert_rules", json={**RULE, "is_enabled": False}).json()
+    found = api.get("/api/v1/alert_rules?client=acme&enabled=false").json()["items"]
+    assert [r["id"] for r in found] == [rule["id"]]
 
 
 BAD_QUERIES = [
@@ -220,6 +264,7 @@ BAD_QUERIES = [
     ("order=up", "order"),
     ("status=broken", "status"),
     ("since=2026-03-01", "since"),
+    ("since=9 days", "since"),
     ("since=2026-03-01T00:00:00", "since"),
     ("since=1767225600", "since"),
     ("since=0001-01-01T00:00:00%2B14:00", "since"),
@@ -230,7 +275,7 @@ BAD_QUERIES = [
 ]
 
 
-def test_a_bad_query_is_refused_by_name(api: Api) -> None:
+def test_a_bad_query_parameter_is_rejected_by_name(api: Api) -> None:
     add_pipeline(api, "Acme", "Orders")
     for query, field in BAD_QUERIES:
         assert refused(api.get(f"{RUNS}?{query}"), 400) == {field}, query
@@ -243,7 +288,7 @@ def test_the_latest_run_of_a_pipeline_that_never_ran_is_not_found(api: Api) -> N
     refused(api.get("/api/v1/pipelines/acme/nope/runs/latest"), 404)
 
 
-def test_a_client_is_summed_up(api: Api) -> None:
+def test_a_client_has_a_summary(api: Api) -> None:
     orders = add_pipeline(api, "Acme", "Orders")
     bills = add_pipeline(api, "Acme", "Bills")
     record(api, "r0", 0, "success")
@@ -289,7 +334,7 @@ RULE = {
 }
 
 
-def test_a_rule_is_made_changed_muted_and_deleted(api: Api) -> None:
+def test_a_rule_is_created_changed_muted_and_deleted(api: Api) -> None:
     pipeline = add_pipeline(api, "Acme", "Orders")
     made = api.post("/api/v1/alert_rules", json=RULE)
     assert made.status_code == 201
@@ -319,15 +364,15 @@ def test_rules_are_filtered(api: Api) -> None:
         return [rule["id"] for rule in api.get("/api/v1/alert_rules", params=query).json()["items"]]
 
     assert ids() == [of_client, of_pipeline, elsewhere]
-    assert ids(client="acme") == [of_client, of_pipeline]
-    assert ids(pipeline="acme/orders") == ids(rule_type="on_failure") == [of_pipeline]
-    assert ids(enabled="false") == [elsewhere]
+    assert ids(client_id="acme") == [of_client, of_pipeline]
+    assert ids(pipeline_id="acme/orders") == ids(rule_type="on_failure") == [of_pipeline]
+    assert ids(is_enabled="false") == [elsewhere]
     page = api.get("/api/v1/alert_rules", params={"limit": 2}).json()
     assert ids(limit=2, cursor=page["next_cursor"]) == [elsewhere]
-    refused(api.get("/api/v1/alert_rules", params={"client": "nobody"}), 404)
+    refused(api.get("/api/v1/alert_rules", params={"client_id": "nobody"}), 404)
 
 
-def test_a_rule_that_exists_already_or_makes_no_sense_is_refused(api: Api) -> None:
+def test_a_duplicate_or_meaningless_rule_is_rejected(api: Api) -> None:
     add_client(api, "Acme")
     api.post("/api/v1/alert_rules", json=RULE)
     assert refused(api.post("/api/v1/alert_rules", json=RULE), 409) == {"destination"}

@@ -1,9 +1,10 @@
-"""Each request can be found again: by its id, in the log, and in the metrics."""
+"""Each request can be traced: by its id, in the log, and in the telemetry."""
 
 import io
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 
-from chm_dagster.api import logs, metrics
+from chm_dagster.api import operations
 from chm_dagster.api.app import create_app
-from chm_dagster.api.serving import serve_in_thread
+from chm_dagster.serving import serve_in_thread
 from chm_dagster.warehouse.engine import Engine, make_engine
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.api.calls import add_client, add_pipeline
@@ -23,12 +24,12 @@ from chm_dagster_tests.api.conftest import TOKEN, caller
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """What the process would write, by the very configuration of its entry point."""
+    """What the process would log, with the configuration of its entry point."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     stream = io.StringIO()
-    logs.configure(stream)
-    # The caller lives in this process, too, and its library logs what it asks for.
+    operations.configure(stream)
+    # The HTTP client of the test runs in this process too, and its library logs its requests.
     root.handlers[0].addFilter(lambda record: not record.name.startswith("http"))
     yield stream
     root.handlers, root.level = before, level
@@ -41,7 +42,7 @@ def events(log: io.StringIO) -> list[dict[str, Any]]:
 # --- ids -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_request_keeps_the_id_that_it_brought(api: httpx.Client) -> None:
+def test_a_request_keeps_the_id_that_it_came_with(api: httpx.Client) -> None:
     for path in ("/healthz", "/nowhere", "/api/v1/clients?limit=x"):
         assert api.get(path, headers={"X-Request-ID": "trace-7:a_b.c"}).headers["x-request-id"] == "trace-7:a_b.c"
 
@@ -58,7 +59,7 @@ def test_a_request_without_a_sane_id_gets_one(api: httpx.Client) -> None:
 # --- the log -------------------------------------------------------------------------------------------------------
 
 
-def test_each_request_is_a_line_of_json_without_its_query(log: io.StringIO, api: httpx.Client) -> None:
+def test_each_request_is_logged_as_a_line_of_json_without_its_query_string(log: io.StringIO, api: httpx.Client) -> None:
     secret = "sw0rdfish"
     add_pipeline(api, "Acme", "Orders")
     headers = {"X-Request-ID": "one"}
@@ -76,14 +77,14 @@ def test_each_request_is_a_line_of_json_without_its_query(log: io.StringIO, api:
     assert TOKEN not in log.getvalue()
 
 
-def test_no_line_can_be_forged(log: io.StringIO, api: httpx.Client) -> None:
+def test_log_lines_cannot_be_forged(log: io.StringIO, api: httpx.Client) -> None:
     api.get('/nowhere%0A{"event":"forged"}')
     api.get("/nowhere%1b[31m")
     assert all(event["event"] != "forged" for event in events(log))
     assert "\x1b" not in log.getvalue()
 
 
-def test_probes_that_go_well_are_not_worth_a_line(log: io.StringIO, api: httpx.Client) -> None:
+def test_successful_probes_are_not_logged(log: io.StringIO, api: httpx.Client) -> None:
     for path in ("/healthz", "/readyz", "/metrics"):
         assert api.get(path).status_code == 200
     assert [event for event in events(log) if event["event"] == "request"] == []
@@ -107,7 +108,7 @@ def test_an_unexpected_error_is_logged_with_its_place_but_without_secrets(
     assert "hunter2" not in log.getvalue()
 
 
-def test_why_the_database_did_not_answer_is_in_the_log(log: io.StringIO) -> None:
+def test_the_reason_for_a_database_failure_is_logged(log: io.StringIO) -> None:
     nowhere = Warehouse(make_engine("postgresql://someuser:hunter2@127.0.0.1:1/nothing"))
     with serve_in_thread(create_app(nowhere, token=TOKEN)) as url, caller(url, TOKEN) as api:
         api.get("/api/v1/clients", headers={"X-Request-ID": "eight"})
@@ -121,7 +122,7 @@ def test_why_the_database_did_not_answer_is_in_the_log(log: io.StringIO) -> None
 
 
 def samples(api: httpx.Client) -> dict[tuple[str, ...], float]:
-    """Each sample by its name and the values of its labels."""
+    """Samples by name and label values."""
     answer = api.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain")
@@ -165,12 +166,35 @@ def test_pipelines_are_counted_by_status_and_failures_by_client(api: httpx.Clien
     assert found[("chm_database_up",)] == 1
     expected = {"failed": 3, "success": 1, "never_ran": 1, "running": 0, "canceled": 0, "skipped": 0}
     assert {status: found[("chm_pipelines", status)] for status in expected} == expected
+    by_health = {"failing": 3, "healthy": 1, "unknown": 1, "late": 0, "overrunning": 0}
+    assert {health: found[("chm_pipelines_by_health", health)] for health in by_health} == by_health
     assert {c: found[("chm_client_pipelines_failing", c)] for c in ("acme", "bolt")} == {"acme": 1, "bolt": 2}
     assert {c: found[("chm_client_pipelines", c)] for c in ("acme", "bolt")} == {"acme": 2, "bolt": 3}
 
 
-def test_more_clients_than_there_is_room_for_are_added_up(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "MAX_CLIENTS", 2)
+def test_connections_say_whether_they_can_be_read_and_how_long_ago_they_were(api: httpx.Client, engine: Engine) -> None:
+    for name in ("read", "refused", "new"):
+        add_pipeline(api, "Acme", name)
+    facts = (
+        "UPDATE pipelines SET external_id = slug, connection = slug",
+        "UPDATE pipelines SET observed_through = now() - interval '100 seconds' WHERE slug <> 'new'",
+        "UPDATE pipelines SET sync_attempted_at = now(), sync_failing_since = now(), sync_error = 'no',"
+        " sync_error_code = 'credentials_refused' WHERE slug = 'refused'",
+    )
+    with engine.begin() as connection:
+        for statement in facts:
+            connection.execute(sa.text(statement))
+    found = samples(api)
+    up = {key[1]: value for key, value in found.items() if key[0] == "chm_connection_up"}
+    behind = {key[1]: value for key, value in found.items() if key[0] == "chm_connection_seconds_behind"}
+    assert up == {"read": 1, "refused": 0, "new": 0}
+    assert behind.keys() == {"read", "refused"}
+    assert min(behind.values()) >= 100
+    assert time.time() - found[("chm_last_sync_timestamp_seconds",)] >= 100
+
+
+def test_clients_beyond_the_limit_are_added_up(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "MAX_CLIENTS", 2)
     for client in ("Acme", "Bolt", "Corp", "Dent"):
         add_pipeline(api, client, "Orders")
     record(api, "corp/orders", "failed")
@@ -180,7 +204,7 @@ def test_more_clients_than_there_is_room_for_are_added_up(api: httpx.Client, mon
     assert found[("chm_client_pipelines", "_other")] == 2
 
 
-def test_scrapes_in_short_order_ask_the_database_once(api: httpx.Client, engine: Engine) -> None:
+def test_frequent_scrapes_query_the_database_once(api: httpx.Client, engine: Engine) -> None:
     asked = []
     sa.event.listen(engine, "before_cursor_execute", lambda *event: asked.append(event[2]))
     add_client(api, "Acme")
@@ -191,7 +215,7 @@ def test_scrapes_in_short_order_ask_the_database_once(api: httpx.Client, engine:
     assert len(asked) == count > 0
 
 
-def test_metrics_go_on_while_the_database_is_away() -> None:
+def test_metrics_work_while_the_database_is_down() -> None:
     nowhere = Warehouse(make_engine("postgresql://nobody@127.0.0.1:1/nothing"))
     with serve_in_thread(create_app(nowhere, token=TOKEN)) as url, caller(url, TOKEN) as api:
         found = samples(api)

@@ -1,4 +1,4 @@
-"""Whatever goes wrong, the answer has the one shape, the right status, and says no more than it should."""
+"""Every error response has the same shape and the right status, and reveals no more than it should."""
 
 import concurrent.futures
 import logging
@@ -11,9 +11,9 @@ import pytest
 import sqlalchemy as sa
 
 from chm_dagster.api.app import create_app
-from chm_dagster.api.problems import STATUSES
-from chm_dagster.api.serving import serve_in_thread
+from chm_dagster.api.errors import STATUSES
 from chm_dagster.errors import Busy, ChmError, Conflict, DatabaseUnavailable, InputError, NotFound
+from chm_dagster.serving import serve_in_thread
 from chm_dagster.warehouse.engine import Engine, make_engine
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.api.calls import add_client, add_pipeline, details, refused
@@ -25,7 +25,7 @@ JSON = {"Content-Type": "application/json"}
 # --- bodies --------------------------------------------------------------------------------------------------------
 
 
-def test_a_body_that_is_not_a_json_object_is_refused_with_the_way_out(api: httpx.Client) -> None:
+def test_a_body_that_is_not_a_json_object_is_rejected_with_the_fix(api: httpx.Client) -> None:
     for content, headers, issue in [
         (b"", JSON, "missing; send a JSON object as application/json"),
         (b"{", JSON, "not JSON: Expecting property name"),
@@ -46,7 +46,7 @@ def test_a_body_that_is_not_a_json_object_is_refused_with_the_way_out(api: httpx
     assert api.get("/api/v1/clients").json()["items"] == []
 
 
-def test_values_that_no_database_takes_are_refused_by_field(api: httpx.Client) -> None:
+def test_values_that_postgres_cannot_store_are_rejected_by_field(api: httpx.Client) -> None:
     add_pipeline(api, "Acme", "Orders")
     runs = "/api/v1/pipelines/acme/orders/runs"
     for path, body, field in [
@@ -74,7 +74,7 @@ def test_hostile_payloads_are_stored_without_harm(api: httpx.Client) -> None:
     assert answer.json()["payload"] == {"a\ufffd": "\ufffd", "n": None, "big": None, "token": "***"}
 
 
-def test_the_value_that_was_refused_is_not_repeated(api: httpx.Client) -> None:
+def test_a_rejected_value_is_not_echoed(api: httpx.Client) -> None:
     secret = "hunter2" * 3
     for answer in (
         api.post("/api/v1/clients", json={"name": {"password": secret}, "slug": f"S {secret}"}),
@@ -88,8 +88,8 @@ def test_the_value_that_was_refused_is_not_repeated(api: httpx.Client) -> None:
 # --- races ---------------------------------------------------------------------------------------------------------
 
 
-def test_of_many_who_make_the_same_thing_at_once_one_succeeds_and_the_others_conflict(api: httpx.Client) -> None:
-    """All pass validation and meet in the database: the constraint decides, and it is no fault of the server."""
+def test_concurrent_creations_of_the_same_thing_give_one_success_and_conflicts(api: httpx.Client) -> None:
+    """All requests pass validation and race in the database: the constraint decides, and it is not a server error."""
     add_client(api, "Bolt")
     tries = 12
     barrier = threading.Barrier(tries)
@@ -115,7 +115,7 @@ def test_of_many_who_make_the_same_thing_at_once_one_succeeds_and_the_others_con
             assert statuses == [201, *[409] * (tries - 1)], path
 
 
-def test_a_run_that_is_sent_many_times_at_once_with_one_key_is_one_run(api: httpx.Client) -> None:
+def test_concurrent_posts_with_the_same_key_make_one_run(api: httpx.Client) -> None:
     add_pipeline(api, "Acme", "Orders")
     path, tries = "/api/v1/pipelines/acme/orders/runs", 8
     barrier = threading.Barrier(tries)
@@ -131,15 +131,15 @@ def test_a_run_that_is_sent_many_times_at_once_with_one_key_is_one_run(api: http
     assert len(api.get(path).json()["items"]) == 1
 
 
-# --- faults of ours, and of the database ---------------------------------------------------------------------------
+# --- server errors, and errors of the database ---------------------------------------------------------------------
 
 
-def test_every_error_of_ours_that_callers_cause_or_wait_for_has_its_status() -> None:
+def test_every_error_that_an_api_client_can_meet_has_a_status() -> None:
     assert set(STATUSES) == {InputError, NotFound, Conflict, Busy, DatabaseUnavailable}
     assert all(issubclass(kind, ChmError) for kind in STATUSES)
 
 
-def test_an_error_that_nobody_expected_is_told_without_its_text(
+def test_an_unexpected_error_is_reported_without_its_text(
     warehouse: Warehouse, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = create_app(warehouse, token=TOKEN)
@@ -162,7 +162,7 @@ def test_an_error_that_nobody_expected_is_told_without_its_text(
     assert "a secret of ours" in caplog.text
 
 
-def test_a_database_that_does_not_answer_is_503_with_a_time_to_come_back() -> None:
+def test_an_unreachable_database_is_a_503_with_retry_after() -> None:
     nowhere = Warehouse(make_engine("postgresql://someuser:pw@127.0.0.1:1/somedb"))
     with serve_in_thread(create_app(nowhere, token=TOKEN)) as url, caller(url, TOKEN) as api:
         for method, path, body in [
@@ -178,7 +178,7 @@ def test_a_database_that_does_not_answer_is_503_with_a_time_to_come_back() -> No
         refused(api.post("/api/v1/clients", json={"name": ""}), 400)
 
 
-def test_the_api_serves_again_after_the_database_was_gone(api: httpx.Client, engine: Engine) -> None:
+def test_the_api_recovers_after_a_database_outage(api: httpx.Client, engine: Engine) -> None:
     add_client(api, "Acme")
     url = engine.url.render_as_string(hide_password=False).replace("postgresql+psycopg", "postgresql")
     with psycopg.connect(url, autocommit=True) as other:
@@ -189,7 +189,7 @@ def test_the_api_serves_again_after_the_database_was_gone(api: httpx.Client, eng
     assert api.get("/api/v1/clients/acme").status_code == 200
 
 
-def test_a_statement_that_takes_too_long_is_ended_and_told_as_503(database_url: str) -> None:
+def test_a_statement_that_takes_too_long_is_canceled_with_a_503(database_url: str) -> None:
     engine = make_engine(database_url, statement_seconds=1)
     app = create_app(Warehouse(engine), token=TOKEN)
     with serve_in_thread(app) as url, caller(url, TOKEN) as api:

@@ -1,4 +1,4 @@
-"""`python -m chm_dagster.api` as an operator meets it: starting, refusing to start, probing, stopping."""
+"""`python -m chm_dagster.api` as an operator sees it: starting, refusing to start, probing, stopping."""
 
 import json
 import os
@@ -17,10 +17,10 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from chm_dagster.api.__main__ import ROOT
 from chm_dagster.errors import ConfigError
 from chm_dagster.settings import Settings
-from chm_dagster.warehouse import revision
+from chm_dagster.shipped import checkout
+from chm_dagster.warehouse import schema
 from chm_dagster.warehouse.engine import Engine, make_engine
 from chm_dagster_tests.api.calls import refused
 from chm_dagster_tests.api.conftest import caller
@@ -33,13 +33,13 @@ def free_port() -> int:
 
 
 class Api:
-    """The process, and what it says."""
+    """The process and its output."""
 
     def __init__(self, **settings: str) -> None:
         self.port = int(settings.setdefault("CHM_API_PORT", str(free_port())))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "chm_dagster.api"],
-            cwd=ROOT,
+            cwd=checkout(),
             env={**os.environ, **settings},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -82,18 +82,18 @@ Start = Callable[..., Api]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_until_a_signal_and_then_ends_in_order(start: Start, number: signal.Signals) -> None:
+def test_it_serves_until_a_signal_and_then_shuts_down_cleanly(start: Start, number: signal.Signals) -> None:
     api = start().wait()
     with caller(api.url) as calls:
         assert calls.post("/api/v1/clients", json={"name": "Acme"}).status_code == 201
-        assert calls.get("/readyz").json() == {"status": "ready", "revision": revision.newest()}
+        assert calls.get("/readyz").json() == {"status": "ready", "revision": schema.head()}
     code, err, out = api.stop(number)
     assert (code, err) == (0, "")
     lines = [json.loads(line) for line in out.splitlines()]
     assert {"request"} < {line["event"] for line in lines}
 
 
-def test_a_request_that_has_begun_ends_well(start: Start, database_url: str) -> None:
+def test_a_request_in_progress_is_completed_at_shutdown(start: Start, database_url: str) -> None:
     api = start().wait()
     answers: list[httpx.Response] = []
     with caller(api.url) as calls:
@@ -123,7 +123,7 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.05)
 
 
-def test_with_a_token_it_asks_for_it_and_never_says_it(start: Start) -> None:
+def test_a_configured_token_is_required_and_never_shown(start: Start) -> None:
     token = "correct-horse-battery-staple"
     api = start(CHM_API_TOKEN=token, CHM_API_HOST="0.0.0.0").wait()
     with caller(api.url) as stranger, caller(api.url, token) as friend:
@@ -144,15 +144,15 @@ def test_with_a_token_it_asks_for_it_and_never_says_it(start: Start) -> None:
         ({"CHM_API_HOST": "::ffff:127.0.0.1"}, "CHM_API_TOKEN must be set"),
         ({"CHM_API_HOST": "example.com"}, "CHM_API_HOST is not an IP address"),
         ({"CHM_API_TOKEN": "two words"}, "CHM_API_TOKEN holds characters"),
+        ({"CHM_API_TOKEN": "x"}, "CHM_API_TOKEN is too short to be safe: use at least 16 random characters"),
+        ({"CHM_API_TOKEN": "x" * 15}, "CHM_API_TOKEN is too short to be safe"),
         ({"CHM_API_TOKEN": "  "}, "CHM_API_TOKEN is set but empty"),
         ({"CHM_API_PORT": "70000"}, "CHM_API_PORT is not a port number"),
         ({"CHM_API_TOKE": "x"}, "did you mean CHM_API_TOKEN?"),
     ],
     ids=str,
 )
-def test_settings_that_would_open_it_to_everybody_or_mean_nothing_are_refused(
-    settings: dict[str, str], message: str
-) -> None:
+def test_unsafe_or_meaningless_settings_are_rejected(settings: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         Settings.from_env(settings)
 
@@ -163,18 +163,18 @@ def test_this_machine_alone_needs_no_token(host: str) -> None:
 
 
 def test_the_token_is_not_shown_with_the_settings() -> None:
-    assert "s3cret" not in repr(Settings.from_env({"CHM_API_TOKEN": "s3cret"}))
+    assert "s3cret" not in repr(Settings.from_env({"CHM_API_TOKEN": "s3cret-0123456789"}))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"CHM_API_HOST": "0.0.0.0", "CHM_API_PRT": "1"}, "CHM_API_TOKEN must be set"),
-        ({"CHM_API_HOST": "192.0.2.1", "CHM_API_TOKEN": "t"}, "cannot listen on 192.0.2.1"),
+        ({"CHM_API_HOST": "192.0.2.1", "CHM_API_TOKEN": "t" * 16}, "cannot listen on 192.0.2.1"),
     ],
     ids=str,
 )
-def test_what_it_cannot_start_with_is_said_in_a_line_each(settings: dict[str, str], message: str) -> None:
+def test_each_problem_at_startup_is_reported_in_one_line(settings: dict[str, str], message: str) -> None:
     api = Api(**settings)
     code, err, out = api.end()
     assert (code, out) == (2, "")
@@ -182,14 +182,14 @@ def test_what_it_cannot_start_with_is_said_in_a_line_each(settings: dict[str, st
     assert all(line.startswith("chm: ") for line in err.splitlines())
 
 
-def test_a_port_that_is_taken_is_named(start: Start) -> None:
+def test_a_port_in_use_is_named(start: Start) -> None:
     first = start().wait()
     second = start(CHM_API_PORT=str(first.port))
     code, err, _ = second.end()
     assert (code, err) == (2, f"chm: cannot listen on 127.0.0.1:{first.port}: Address already in use\n")
 
 
-def test_without_a_database_of_its_own_it_uses_the_embedded_one(tmp_path: Path) -> None:
+def test_without_a_database_url_it_uses_the_embedded_one(tmp_path: Path) -> None:
     api = Api(CHM_HOME=str(tmp_path / "home")).wait()
     try:
         with caller(api.url) as calls:
@@ -206,17 +206,17 @@ def test_without_a_database_of_its_own_it_uses_the_embedded_one(tmp_path: Path) 
 # --- probes --------------------------------------------------------------------------------------------------------
 
 
-def test_a_database_at_another_level_is_not_ready_but_alive(api: httpx.Client, engine: Engine) -> None:
+def test_with_a_database_at_another_revision_it_is_alive_but_not_ready(api: httpx.Client, engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '0000'"))
     answer = api.get("/readyz")
     refused(answer, 503)
-    assert f"is at revision 0000, this release needs {revision.newest()}" in answer.json()["error"]["message"]
+    assert f"is at revision 0000, this release needs {schema.head()}" in answer.json()["error"]["message"]
     assert answer.headers["retry-after"]
     assert api.get("/healthz").json() == {"status": "alive"}
 
 
-def test_a_database_that_hangs_is_not_ready_within_seconds(api: httpx.Client, database_url: str) -> None:
+def test_with_a_hanging_database_readiness_fails_within_seconds(api: httpx.Client, database_url: str) -> None:
     with make_engine(database_url).begin() as holder:
         holder.execute(sa.text("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE"))
         begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""The query part of the benchmark, on a small ledger: it asks every question, and both ways to ask get one answer."""
+"""The query part of the benchmark on a small ledger: it measures every question, and both forms return the same rows."""
 
 import pytest
 import sqlalchemy as sa
@@ -6,15 +6,15 @@ import sqlalchemy as sa
 from bench import queries
 from bench.large_ledger import make
 from bench.naive import QUERIES as NAIVE
-from chm_dagster.warehouse import contract
+from chm_dagster.warehouse import named_queries
 from chm_dagster_tests.factories import rows
 
 
-def test_every_question_is_asked_and_timed(empty_database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_question_is_measured(empty_database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = queries.run(empty_database_url, queries.QUICK)
     assert found["ledger"]["runs"] == 1_200
     questions = {name: result for name, result in found.items() if name != "ledger"}
-    assert set(questions) == set(contract.queries()) | {
+    assert set(questions) == set(named_queries.queries()) | {
         "latest run of a pipeline",
         "client summary, 30 days",
         "run list, first 100",
@@ -27,12 +27,12 @@ def test_every_question_is_asked_and_timed(empty_database_url: str, capsys: pyte
         assert name in printed
 
 
-def test_an_answer_that_differs_stops_the_benchmark() -> None:
-    with pytest.raises(AssertionError, match="answers something else"):
+def test_a_result_that_differs_stops_the_benchmark() -> None:
+    with pytest.raises(AssertionError, match="returns different rows"):
         queries._require_agreement("failing_now", [{"a": 1, "b": 2}], [{"a": 2}])
 
 
-def test_the_large_ledger_holds_what_real_ones_hold_and_all_indexes(engine: sa.Engine) -> None:
+def test_the_large_ledger_resembles_a_real_one_and_has_all_indexes(engine: sa.Engine) -> None:
     indexes = "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'runs' ORDER BY 1"
     before = rows(engine, indexes)
     make(engine, queries.QUICK)
@@ -42,7 +42,7 @@ def test_the_large_ledger_holds_what_real_ones_hold_and_all_indexes(engine: sa.E
     assert sum(statuses.values()) == queries.QUICK.runs
 
 
-def test_a_database_that_holds_something_is_left_alone(engine: sa.Engine) -> None:
+def test_a_database_that_is_not_empty_is_left_alone(engine: sa.Engine) -> None:
     make(engine, queries.QUICK)
     with pytest.raises(SystemExit, match="empty database"):
         make(engine, queries.QUICK)

@@ -1,4 +1,4 @@
-"""`chm` as it is called: arguments in, answer, errors and exit code out, on a real database."""
+"""Runs `chm` against a real database: arguments in; output, errors and exit code out."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ class Answer:
 
     @property
     def errors(self) -> list[str]:
-        """The error lines, each of which is one of CHM's own."""
+        """The error lines, each of which was printed by CHM itself."""
         lines = self.err.splitlines()
         assert all(line.startswith("chm: ") for line in lines), self.err
         return [line.removeprefix("chm: ") for line in lines]
@@ -42,7 +42,7 @@ Chm = Callable[..., Answer]
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Chm:
-    """Run `chm` in this process. Its standard output is no terminal, so that it answers in JSON."""
+    """Run `chm` in this process. Its standard output is not a terminal, so it prints JSON."""
 
     def run(*arguments: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["chm", *map(str, arguments)])
@@ -59,14 +59,14 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture
 def environment(database_url: str, tmp_path: Path) -> dict[str, str]:
-    """The settings of an installation whose database is migrated and empty."""
+    """Settings of an installation with a migrated, empty database."""
     url = database_url
     return {"CHM_HOME": str(tmp_path / "home"), "CHM_DATABASE_URL": url, "CHM_DAGSTER_DATABASE_URL": url}
 
 
 @pytest.fixture
 def chm(call: Chm, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Chm:
-    """`chm` on an empty inventory."""
+    """`chm` with an empty inventory."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     return call
@@ -74,13 +74,13 @@ def chm(call: Chm, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def warehouse(engine: sa.Engine) -> Warehouse:
-    """The database that `chm` works on."""
+    """The database that `chm` uses."""
     return Warehouse(engine)
 
 
 @pytest.fixture
 def acme(chm: Chm, warehouse: Warehouse) -> Chm:
-    """`chm` on an inventory with two clients: acme with orders and invoices, and cafe-nord with feed."""
+    """`chm` with an inventory of two clients: acme with orders and invoices, and cafe-nord with feed."""
     for client in ("Acme", "Café Nord"):
         warehouse.clients.create(client)
     for client, name in (("acme", "Orders"), ("acme", "Invoices"), ("cafe-nord", "Feed")):

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a call: one line that names it and the fix, exit code 2, no traceback."""
+"""Usage errors are reported in one line with the fix and exit code 2, without a traceback."""
 
 from pathlib import Path
 
@@ -17,28 +17,28 @@ from chm_dagster_tests.cli.conftest import Chm
         ("pipeline create a b --cron x", "--cron: no such option; did you mean --schedule-cron?"),
         ("client list --xyzzy", "--xyzzy: no such option; see `chm client list --help`"),
         ("client list --limit", "--limit: requires an argument"),
-        ("client list --limit many", "--limit: not a whole number; see `chm client list --help`"),
-        ("client list --limit 0", "--limit: must be greater than or equal to 1; see `chm client list --help`"),
-        ("client get", "CLIENT: missing; it is required; see `chm client get --help`"),
+        ("client list --limit many", "--limit: must be a whole number; see `chm client list --help`"),
+        ("client list --limit 0", "--limit: must be at least 1; see `chm client list --help`"),
+        ("client get", "CLIENT: is required; see `chm client get --help`"),
         ("client get a b", "got unexpected extra argument(s) (b); see `chm client get --help`"),
-        ("client list --format xml", "--format: 'xml' is not one of table, json, yaml; see `chm client list --help`"),
+        ("client list --format xml", "--format: must be one of table, json, yaml; see `chm client list --help`"),
         (
             "pipeline list --platform airflo",
-            "--platform: 'airflo' is not one of airflow, dbt, cron, vendor_api, custom, prefect, dagster, airbyte, "
+            "--platform: must be one of airflow, dbt, cron, vendor_api, custom, prefect, dagster, airbyte, "
             "fivetran, databricks, github_actions; did you mean airflow?",
         ),
         (
             "rule create --type on_failure --destination x",
-            "--channel: missing; it is required: choose one of slack, email, webhook; see `chm rule create --help`",
+            "--channel: is required: one of slack, email, webhook, apprise, inbox; see `chm rule create --help`",
         ),
         (
             "run record a/b --status success --duration-seconds long",
-            "--duration-seconds: not a number; see `chm run record",
+            "--duration-seconds: must be a number; see `chm run record",
         ),
-        ("flaky --threshold 2", "--threshold: must be less than or equal to 1; see `chm flaky --help`"),
+        ("flaky --threshold 2", "--threshold: must be at most 1; see `chm flaky --help`"),
     ],
 )
-def test_a_wrong_call_is_answered_in_one_line(call: Chm, words: str, said: str) -> None:
+def test_a_usage_error_is_reported_in_one_line(call: Chm, words: str, said: str) -> None:
     answer = call(*words.split())
     assert (answer.code, answer.out) == (2, "")
     assert len(answer.errors) == 1
@@ -46,26 +46,26 @@ def test_a_wrong_call_is_answered_in_one_line(call: Chm, words: str, said: str) 
 
 
 @pytest.mark.parametrize("words", ["", "client", "run", "inventory"])
-def test_a_call_without_a_command_shows_what_there_is(call: Chm, words: str) -> None:
+def test_without_a_command_the_list_of_commands_is_shown(call: Chm, words: str) -> None:
     answer = call(*words.split())
     assert (answer.code, answer.err) == (2, "")
     assert "Commands" in answer.out or "Health" in answer.out
 
 
-def test_a_name_in_a_message_is_not_taken_for_markup(acme: Chm) -> None:
+def test_a_name_in_a_message_is_not_interpreted_as_markup(acme: Chm) -> None:
     assert acme("client", "get", "[red]x[/red]").errors[0].startswith("no client '[red]x[/red]'")
     acme("client", "update", "acme", "--name", "[red]Acme[/red]")
     assert "[red]Acme[/red]" in acme("client", "list", "--format", "table").out
 
 
-def test_what_could_harm_a_terminal_is_not_repeated_to_it(acme: Chm) -> None:
+def test_control_characters_are_not_printed_to_the_terminal(acme: Chm) -> None:
     for words in (("client", "get", "a\x1b[2Jb"), ("pipeline", "get", "a\x07/b"), ("a\x1b[2Jb",), ("--a\x1b[2Jb",)):
         answer = acme(*words)
         assert answer.code == 2
         assert answer.errors[0].isprintable()
 
 
-def test_all_wrong_settings_are_told_at_once_and_none_of_their_values(
+def test_all_invalid_settings_are_reported_at_once_without_their_values(
     call: Chm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHM_DATABASE_URL", "mysql://u:hunter2@h/d")
@@ -76,7 +76,7 @@ def test_all_wrong_settings_are_told_at_once_and_none_of_their_values(
     assert "hunter" not in answer.err
 
 
-def test_a_database_that_does_not_answer_is_an_error_of_one_line(
+def test_an_unreachable_database_is_reported_in_one_line(
     call: Chm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("CHM_DATABASE_URL", "CHM_DAGSTER_DATABASE_URL"):
@@ -88,7 +88,7 @@ def test_a_database_that_does_not_answer_is_an_error_of_one_line(
     assert "hunter2" not in answer.err
 
 
-def test_a_database_that_was_never_migrated_is_told_how_to_be(
+def test_an_unmigrated_database_is_reported_with_the_fix(
     call: Chm, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("CHM_DATABASE_URL", "CHM_DAGSTER_DATABASE_URL"):

@@ -1,8 +1,10 @@
 """`chm failing|changed|flaky|latest|status`."""
 
+from pathlib import Path
+
 import pytest
 
-from chm_dagster_tests.cli.conftest import Chm
+from chm_dagster_tests.cli.conftest import Answer, Chm
 
 
 def history(chm: Chm, pipeline: str, letters: str) -> None:
@@ -34,7 +36,7 @@ def test_failing_exits_with_1_only_while_something_fails(acme: Chm) -> None:
     assert acme("failing", "--environment", "dev").code == 0
 
 
-def test_the_table_of_what_fails_says_since_when_and_why(acme: Chm) -> None:
+def test_the_table_of_failing_pipelines_shows_since_when_and_why(acme: Chm) -> None:
     history(acme, "acme/invoices", "SFF")
     answer = acme("failing", "--format", "table")
     header, row = answer.out.splitlines()
@@ -57,21 +59,21 @@ def test_changed_compares_with_a_time(acme: Chm) -> None:
     assert changes("--since", "90m", "--client", "acme") == {"orders": "regression", "invoices": "fixed"}
     assert changes("--since", "2020-01-01") == {"orders": "new", "invoices": "new", "feed": "new"}
     assert acme("changed", "--since", "lunch").errors == [
-        "--since: not a time; write a time such as 2026-01-31 or 2026-01-31T06:00:00+00:00, or a span such as 90m, 24h or 7d"
+        "--since: must be a time such as 2026-01-31T08:00:00Z, or 90m, 24h, 7d, yesterday"
     ]
 
 
-def test_flaky_is_what_comes_and_goes_not_what_is_broken(acme: Chm) -> None:
+def test_flaky_pipelines_flip_and_broken_ones_are_not_flaky(acme: Chm) -> None:
     history(acme, "acme/orders", "SFSFSFSFSFSS")
     history(acme, "acme/invoices", "FFFFFFFFFFFF")
     answer = acme("flaky")
     assert (answer.code, keys(answer.json)) == (0, ["acme/orders"])
-    assert "SFSFSFSFSFSS" in acme("flaky", "--format", "table").out
+    assert "●✕●✕●✕●✕●✕●●" in acme("flaky", "--format", "table").out
     assert acme("flaky", "--threshold", "1").json == []
     assert acme("flaky", "--threshold", "2").code == 2
 
 
-def test_latest_tells_of_every_active_pipeline_also_of_one_that_never_ran(acme: Chm) -> None:
+def test_latest_lists_every_active_pipeline_including_those_that_never_ran(acme: Chm) -> None:
     history(acme, "acme/orders", "SF")
     history(acme, "acme/invoices", "SR")
     acme("pipeline", "disable", "cafe-nord/feed")
@@ -83,21 +85,130 @@ def test_latest_tells_of_every_active_pipeline_also_of_one_that_never_ran(acme: 
     assert "never ran" in acme("latest", "--format", "table").out
 
 
-def test_status_is_all_of_it_in_one_look(acme: Chm) -> None:
+def test_status_shows_everything_at_a_glance(acme: Chm) -> None:
     history(acme, "acme/orders", "SF")
     answer = acme("status")
-    assert answer.code == 0
-    assert list(answer.json) == ["clients", "failing_now", "changed_since_yesterday"]
+    assert answer.code == 1
+    assert acme("status", "--exit-zero").code == 0
+    parts = ["clients", "needs_attention", "changed_since_yesterday", "failing_now", "connections"]
+    alerts = ["open_episodes", "waiting_messages"]
+    assert list(answer.json) == [*parts, *alerts, "last_sync_at", "freshness"]
+    assert [row["health"] for row in answer.json["needs_attention"]] == ["failing", "unknown", "unknown"]
+    assert keys(answer.json["failing_now"]) == ["acme/orders"]
     assert {c["client_slug"]: c["health"] for c in answer.json["clients"]} == {
         "acme": "failing",
         "cafe-nord": "unknown",
     }
     table = acme("status", "--format", "table").out
-    for part in ("Café Nord", "Failing now", "acme/orders", "Changed in the last 24 hours"):
+    for part in (
+        "Café Nord",
+        "Needs attention",
+        "no run has settled yet",
+        "acme/orders",
+        "Changed in the last 24 hours",
+    ):
         assert part in table
 
 
-@pytest.mark.parametrize("command", ["failing", "changed", "flaky", "latest"])
-def test_a_client_that_is_not_there_is_not_a_healthy_one(acme: Chm, command: str) -> None:
+def test_status_and_attention_exit_with_0_only_while_nothing_needs_attention(acme: Chm) -> None:
+    history(acme, "acme/orders", "FS")
+    answer = acme("attention")
+    assert (answer.code, keys(answer.json)) == (1, ["acme/invoices", "cafe-nord/feed"])
+    assert acme("status").code == 1
+    assert acme("attention", "--exit-zero").code == acme("status", "--exit-zero").code == 0
+    assert acme("attention", "--client", "cafe-nord").code == 1
+    acme("pipeline", "disable", "acme/invoices")
+    acme("pipeline", "disable", "cafe-nord/feed")
+    assert acme("attention").code == acme("status").code == acme("status", "--format", "table").code == 0
+    assert "Nothing needs attention." in acme("status", "--format", "table").out
+
+
+def test_status_says_when_partners_were_last_read(acme: Chm) -> None:
+    assert acme("status", "--format", "table").out.splitlines()[-1] == "No pipeline is read from a partner."
+    acme("pipeline", "update", "acme/orders", "--external-id", "orders_daily")
+    answer = acme("status").json
+    assert (answer["freshness"], answer["last_sync_at"]) == ("No partner has been read yet: is CHM running?", None)
+    assert acme("status", "--format", "table").out.splitlines()[-1] == answer["freshness"]
+
+
+def test_changed_refuses_a_time_in_the_future(acme: Chm) -> None:
+    answer = acme("changed", "--since", "2999-01-01")
+    assert (answer.code, answer.errors) == (2, ["--since: must not be in the future; name the time to compare with"])
+
+
+def test_a_table_of_runs_shows_ids_whole_for_run_get(acme: Chm) -> None:
+    run = "scheduled__2026-03-01T06:00:00.123456+00:00"
+    assert acme("run", "record", "acme/orders", "--run", run, "--status", "failed", "--started-at", "1h").code == 0
+    shown = "".join(line.strip() for line in acme("run", "list", "acme/orders", "--format", "table").out.splitlines())
+    assert "…" not in shown
+    assert run in shown
+    assert acme("run", "get", "acme/orders", run).code == 0
+
+
+@pytest.mark.parametrize("command", ["attention", "failing", "changed", "flaky", "latest"])
+def test_an_unknown_client_is_an_error_and_not_healthy(acme: Chm, command: str) -> None:
     answer = acme(command, "--client", "acm")
     assert (answer.code, answer.errors) == (2, ["no client 'acm'; did you mean acme?"])
+
+
+# --- chm doctor ------------------------------------------------------------------------------------------------------
+
+PARTNERS = """
+connections:
+  acme:
+    api: airflow
+    base_url: https://airflow.example
+    credentials: {username: ACME_USER, password: ACME_PASSWORD}
+"""
+
+
+def checks(answer: Answer) -> dict[str, bool]:
+    return {row["check"]: row["ok"] for row in answer.json}
+
+
+def test_doctor_finds_nothing_wrong_with_a_sound_installation(acme: Chm) -> None:
+    answer = acme("doctor", "--json")
+    assert answer.code == 0
+    assert checks(answer) == {"settings": True, "partners file": True, "database": True, "last sync": True}
+    lines = acme("doctor", "--format", "table").out.splitlines()
+    assert len(lines) == 4 and all(line.startswith("ok ") for line in lines)
+
+
+def test_doctor_names_what_was_not_read_and_the_fix(acme: Chm) -> None:
+    acme("pipeline", "update", "acme/orders", "--external-id", "orders_daily")
+    answer = acme("doctor")
+    assert answer.code == 1
+    sync, connection = (row for row in answer.json if not row["ok"])
+    assert "of its 1 pipeline, the one furthest behind was never read" in connection["found"]
+    assert sync["check"] == "last sync" and "is CHM running?" in sync["found"] and "chm up" in sync["fix"]
+    assert "problem  last sync: No partner has been read yet" in acme("doctor", "--format", "table").out
+
+
+def test_doctor_names_missing_credentials_and_shows_no_value(
+    acme: Chm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "partners.yaml"
+    file.write_text(PARTNERS)
+    monkeypatch.setenv("CHM_PARTNERS_FILE", str(file))
+    monkeypatch.setenv("ACME_USER", "hunter2-user")
+    answer = acme("doctor")
+    assert answer.code == 1
+    (missing,) = [row for row in answer.json if not row["ok"]]
+    assert (missing["check"], missing["found"]) == ("credentials of acme", "not set: ACME_PASSWORD")
+    monkeypatch.setenv("ACME_PASSWORD", "hunter2")
+    answer = acme("doctor")
+    assert answer.code == 0 and "hunter2" not in answer.out
+    file.write_text("connections: [")
+    answer = acme("doctor")
+    assert (answer.code, checks(answer)["partners file"]) == (1, False)
+
+
+def test_doctor_reports_a_database_that_does_not_answer_and_a_wrong_setting(
+    acme: Chm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHM_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nothing")
+    answer = acme("doctor")
+    assert (answer.code, checks(answer)["database"]) == (1, False)
+    monkeypatch.setenv("CHM_DATABASE_URL", "mysql://x")
+    answer = acme("doctor")
+    assert (answer.code, checks(answer)) == (1, {"settings": False})

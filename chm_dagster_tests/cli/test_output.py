@@ -1,4 +1,4 @@
-"""Tables that people read, on terminals of all widths, and the same answers for programs."""
+"""Tables for people on terminals of any width, and the same data for programs."""
 
 import io
 from datetime import UTC, datetime, timedelta
@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from chm_dagster.cli.health import FAILING, FLAKY, LATEST
-from chm_dagster.cli.moments import age, parse_moment, span
-from chm_dagster.cli.tables import Column, cell, describe, tabulate
+from chm_dagster.cli.arguments import parse_time
 from chm_dagster.errors import InputError
+from chm_dagster.presentation.columns import ATTENTION, FAILING, FLAKY, LATEST, Column, Question, ago, duration
+from chm_dagster.presentation.rendering import cell, describe, tabulate
 from chm_dagster_tests.cli.conftest import Chm
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -34,8 +34,8 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
         (-86_400 * 200, "2026-09-17"),
     ],
 )
-def test_a_person_reads_how_long_ago_it_was(seconds: float, said: str) -> None:
-    assert age(NOW - timedelta(seconds=seconds), NOW) == said
+def test_a_person_sees_how_long_ago_it_was(seconds: float, said: str) -> None:
+    assert ago(NOW - timedelta(seconds=seconds), NOW) == said
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_a_person_reads_how_long_ago_it_was(seconds: float, said: str) -> None:
         (183_600, "2 d 3 h"),
     ],
 )
-def test_a_person_reads_how_long_it_took(seconds: float, said: str) -> None:
-    assert span(seconds) == said
+def test_a_person_sees_how_long_it_took(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
 
 
 @pytest.mark.parametrize(
@@ -71,20 +71,31 @@ def test_a_person_reads_how_long_it_took(seconds: float, said: str) -> None:
         ("30s", NOW - timedelta(seconds=30)),
     ],
 )
-def test_a_time_may_be_written_as_a_date_or_a_span(text: str, moment: datetime) -> None:
-    assert parse_moment(text, "--since", NOW) == moment
+def test_a_time_can_be_a_date_or_a_span(text: str, moment: datetime) -> None:
+    assert parse_time(text, "--since", NOW) == moment
 
 
-def test_a_span_may_lie_ahead() -> None:
-    assert parse_moment("4h", "--muted-until", NOW, ahead=True) == NOW + timedelta(hours=4)
+def test_days_begin_in_the_time_zone_of_the_option_or_else_of_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = datetime(2026, 1, 31, 22, tzinfo=UTC)
+    assert parse_time("yesterday", "--since", late) == datetime(2026, 1, 30, tzinfo=UTC)
+    assert parse_time("yesterday", "--since", late, zone="Asia/Tokyo") == datetime(2026, 1, 30, 15, tzinfo=UTC)
+    monkeypatch.setenv("CHM_TIMEZONE", "Asia/Tokyo")
+    assert parse_time("2026-01-31", "--since", late) == datetime(2026, 1, 30, 15, tzinfo=UTC)
+    assert parse_time("yesterday", "--since", late, zone="UTC") == datetime(2026, 1, 30, tzinfo=UTC)
+    with pytest.raises(InputError, match=r"^--timezone: must be the name of an IANA time zone; did you mean .*Berlin"):
+        parse_time("yesterday", "--since", late, zone="Berlin")
+
+
+def test_a_span_can_lie_in_the_future() -> None:
+    assert parse_time("4h", "--muted-until", NOW, ahead=True) == NOW + timedelta(hours=4)
 
 
 @pytest.mark.parametrize(
     "text", ["", "noon", "4 hours", "-4h", "999999w", "2026-13-01", "1e9", "0001-01-01T00:00:00+14:00"]
 )
-def test_what_is_no_time_is_refused_by_the_options_name(text: str) -> None:
-    with pytest.raises(InputError, match=r"^--since: not a time; write a time such as"):
-        parse_moment(text, "--since", NOW)
+def test_an_invalid_time_is_rejected_with_the_option_named(text: str) -> None:
+    with pytest.raises(InputError, match=r"^--since: must be a time "):
+        parse_time(text, "--since", NOW)
 
 
 def drawn(renderable: Any, width: int) -> list[str]:
@@ -101,6 +112,7 @@ ROW = {
     "started_at": datetime.now(UTC) - timedelta(hours=1),
     "duration_seconds": 3_725.0,
     "failures": 12,
+    "streak": "12",
     "last_success_at": datetime.now(UTC) - timedelta(days=3),
     "why": "OperationalError: could not connect to the server\n  after 30 seconds and 3 tries",
     "flip_rate": 0.3448,
@@ -110,12 +122,13 @@ ROW = {
 }
 
 
-@pytest.mark.parametrize("columns", [FAILING, FLAKY, LATEST], ids=["failing", "flaky", "latest"])
+@pytest.mark.parametrize(
+    "question", [ATTENTION, FAILING, FLAKY, LATEST], ids=["attention", "failing", "flaky", "latest"]
+)
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
-def test_a_row_is_one_line_on_any_terminal_and_keeps_its_pipeline_whole(
-    columns: tuple[Column, ...], width: int
-) -> None:
-    lines = drawn(tabulate([ROW, ROW], columns, width), width)
+def test_a_row_is_one_line_on_any_terminal_and_keeps_its_pipeline_whole(question: Question, width: int) -> None:
+    columns = [column for column in question.columns if not column.page_only]
+    lines = drawn(tabulate([ROW, ROW], question.columns, width), width)
     assert len(lines) == 3
     assert all(len(line) <= width for line in lines)
     assert "northwind-retail/daily-orders-import" in lines[1]
@@ -126,7 +139,7 @@ def test_a_row_is_one_line_on_any_terminal_and_keeps_its_pipeline_whole(
         assert all(column.title in lines[0] for column in columns)
 
 
-def test_what_matters_least_goes_first() -> None:
+def test_the_least_important_columns_are_dropped_first() -> None:
     columns = (Column("a"), Column("b", rank=1), Column("c", rank=2), Column("d", elastic=True))
     row = {"a": "a" * 10, "b": "b" * 10, "c": "c" * 10, "d": "d" * 30}
     shown = {width: drawn(tabulate([row], columns, width), width)[0].split() for width in (66, 48, 47, 36, 35, 24)}
@@ -141,12 +154,12 @@ def test_what_matters_least_goes_first() -> None:
     assert drawn(tabulate([row], columns, 60), 60)[1].endswith("…")
 
 
-def test_an_answer_of_nothing_says_so() -> None:
-    assert drawn(tabulate([], FAILING, 80), 80) == ["nothing"]
-    assert drawn(tabulate([], FAILING, 80, "Failing now"), 80) == ["Failing now: nothing"]
+def test_an_empty_result_says_so() -> None:
+    assert drawn(tabulate([], FAILING.columns, 80, empty=FAILING.empty), 80) == ["Nothing is failing."]
+    assert drawn(tabulate([], FAILING.columns, 80), 80) == ["None."]
 
 
-def test_states_have_colours_and_zeros_step_back() -> None:
+def test_statuses_are_coloured_and_zeros_are_dimmed() -> None:
     assert cell("failed", NOW).style == "bold red"
     assert cell("success", NOW).style == "green"
     assert cell("[red]", NOW) == Text("[red]")
@@ -156,17 +169,17 @@ def test_states_have_colours_and_zeros_step_back() -> None:
     assert cell(0, NOW).style == "dim"
 
 
-def test_what_a_partner_wrote_is_shown_and_not_obeyed_by_the_terminal() -> None:
+def test_text_from_a_partner_is_shown_without_affecting_the_terminal() -> None:
     assert cell("a\x1b[2Jb\tc\x9b\nd", NOW).plain == "a\ufffd[2Jb\ufffdc\ufffd\nd"
 
 
-def test_one_thing_is_shown_with_its_whole_times() -> None:
+def test_a_single_item_is_shown_with_full_times() -> None:
     lines = drawn(describe({"started_at": NOW, "duration_seconds": 90.0, "description": None}), 80)
     assert lines[0].startswith("started at        2026-03-01 12:00:00 UTC  ")
     assert lines[1].split() == ["duration", "seconds", "1", "min", "30", "s"]
 
 
-def test_programs_get_the_same_in_json_and_yaml_with_whole_times(acme: Chm) -> None:
+def test_programs_get_the_same_in_json_and_yaml_with_full_times(acme: Chm) -> None:
     for words in (("client", "list"), ("pipeline", "get", "acme/orders"), ("latest",), ("status",)):
         assert acme(*words).json == acme(*words, "--format", "json").json == acme(*words, "--format", "yaml").yaml
     created = acme("client", "get", "acme").json["created_at"]

@@ -2,14 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from chm_dagster_tests.cli.conftest import Chm
-from chm_dagster_tests.partners.fault_server import FaultServer
+from chm_dagster_tests.http.fault_server import FaultServer, Reply, Request, runs_reply, status_reply
 from chm_dagster_tests.partners.scripts.orchestrators import Airflow
 
 FILE = """\
@@ -27,8 +27,8 @@ connections:
 
 
 @contextmanager
-def serving(script: Airflow) -> Iterator[str]:
-    """Serve a script from a thread of its own; gives its base URL."""
+def serving(script: Callable[[Request], Reply]) -> Iterator[str]:
+    """Serve a script in a thread; yields its base URL."""
     loop = asyncio.new_event_loop()
     server = FaultServer(script)
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -45,7 +45,7 @@ def serving(script: Airflow) -> Iterator[str]:
 
 @pytest.fixture
 def partners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A partners.yaml with a partner that answers and one without its credentials."""
+    """A partners.yaml with one partner that responds and one without credentials."""
     with serving(Airflow()) as url:
         file = tmp_path / "partners.yaml"
         file.write_text(FILE.format(url=url))
@@ -55,7 +55,7 @@ def partners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield file
 
 
-def test_check_tells_each_connection_apart_and_fails_if_one_does(chm: Chm, partners: Path) -> None:
+def test_check_reports_each_connection_and_fails_if_one_fails(chm: Chm, partners: Path) -> None:
     answer = chm("partner", "check")
     assert answer.code == 1
     good, bad = answer.json
@@ -68,28 +68,63 @@ def test_check_tells_each_connection_apart_and_fails_if_one_does(chm: Chm, partn
     one = chm("partner", "check", "acme-airflow", "--format", "table")
     assert one.code == 0
     assert one.out.splitlines() == [
-        "acme-airflow: version: Apache Airflow 3, version 3.3.2",
-        "acme-airflow: auth: the credentials are accepted",
-        "acme-airflow: rights: runs may be read",
+        "acme-airflow: OK (Apache Airflow 3, version 3.3.2; the credentials are accepted; runs may be read)"
+    ]
+    other = chm("partner", "check", "half-set", "--format", "table")
+    assert other.code == 1
+    assert other.out.splitlines() == [
+        "half-set: the environment variable NOBODY_SET_THIS is not set (credentials.token)"
     ]
 
 
-def test_an_unknown_connection_is_told_which_there_are(chm: Chm, partners: Path) -> None:
+def test_check_requests_the_runs_of_a_known_pipeline_if_the_partner_has_nothing_else(
+    chm: Chm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def minimal(request: Request) -> Reply:
+        known = request.path == "/base/pipelines/orders/runs"
+        return runs_reply([]) if known else status_reply(404)
+
+    with serving(minimal) as url:
+        monkeypatch.setenv("CHM_PARTNER_API_BASE_URL", url)
+        before = chm("partner", "check", "--format", "table")
+        assert before.code == 1
+        assert "default: responds, but has none of the expected paths" in before.out
+        inventory = "clients: {acme: {name: Acme, pipelines: {orders: {name: Orders, platform: custom, "
+        text = inventory + "pipeline_type: ingestion, external_id: orders}}}}"
+        file = tmp_path / "inventory.yaml"
+        file.write_text(text)
+        assert chm("inventory", "apply", "-f", file).code == 0
+        after = chm("partner", "check", "--format", "table")
+    assert (after.code, after.out) == (0, "default: OK (no credentials are required; runs may be read)\n")
+
+
+def test_a_pipeline_of_an_unknown_connection_is_created_with_a_warning(chm: Chm, partners: Path) -> None:
+    assert chm("client", "create", "Acme").code == 0
+    create = ("pipeline", "create", "acme", "Orders", "--platform", "airflow", "--type", "ingestion", "--connection")
+    answer = chm(*create, "foo")
+    assert answer.code == 0
+    said = "acme/orders: there is no connection 'foo'; configured: acme-airflow, half-set"
+    assert f"warning: {said}" in answer.err
+    assert said in chm("pipeline", "update", "acme/orders", "--connection", "fo").err.replace("'fo'", "'foo'")
+    assert "warning" not in chm("pipeline", "update", "acme/orders", "--connection", "acme-airflow").err
+
+
+def test_an_unknown_connection_is_reported_with_the_known_ones(chm: Chm, partners: Path) -> None:
     answer = chm("partner", "check", "acme")
     assert answer.code == 2
     assert answer.errors == ["there is no connection 'acme'; configured: acme-airflow, half-set"]
 
 
-def test_a_mistake_in_the_file_is_told_by_line(chm: Chm, partners: Path) -> None:
+def test_a_mistake_in_the_file_is_reported_by_line(chm: Chm, partners: Path) -> None:
     partners.write_text(partners.read_text().replace("platform: airflow", "platform: airflo"))
     answer = chm("partner", "list")
     assert answer.code == 2
     (said,) = answer.errors
-    assert said.startswith("partners.yaml, line 3, connections.acme-airflow.platform: one of ")
+    assert said.startswith("partners.yaml, line 3, connections.acme-airflow.platform: must be one of ")
     assert said.endswith("did you mean airflow?")
 
 
-def test_list_shows_what_each_can_tell_and_what_is_not_set(chm: Chm, partners: Path) -> None:
+def test_list_shows_what_each_connection_supports_and_what_is_not_set(chm: Chm, partners: Path) -> None:
     rows = {row["connection"]: row for row in chm("partner", "list").json}
     assert rows["acme-airflow"]["api"] == "Apache Airflow 3"
     assert (rows["acme-airflow"]["scope"], rows["acme-airflow"]["deletions"]) == ("account", True)
@@ -98,7 +133,7 @@ def test_list_shows_what_each_can_tell_and_what_is_not_set(chm: Chm, partners: P
     assert (apis["airflow"], apis["dbt"]) == ("real_server", "documentation")
 
 
-def test_what_is_discovered_can_be_applied_and_is_then_known(chm: Chm, partners: Path, tmp_path: Path) -> None:
+def test_discovered_pipelines_can_be_applied_and_are_then_known(chm: Chm, partners: Path, tmp_path: Path) -> None:
     found = chm("partner", "discover", "acme-airflow").json
     assert [(row["external_id"], row["name"], row["active"]) for row in found] == [
         ("p1", "P1", True),
@@ -115,7 +150,7 @@ def test_what_is_discovered_can_be_applied_and_is_then_known(chm: Chm, partners:
     assert [row["slug"] for row in chm("pipeline", "list").json] == ["p1", "p2", "p3"]
 
 
-def test_a_partner_that_cannot_be_asked_says_why(chm: Chm, partners: Path) -> None:
+def test_a_partner_that_cannot_be_reached_says_why(chm: Chm, partners: Path) -> None:
     answer = chm("partner", "discover", "half-set")
     assert answer.code == 2
     assert answer.errors == [

@@ -6,7 +6,8 @@ from chm_dagster_tests.cli.conftest import Chm
 
 RUN = [
     *("id", "pipeline_id", "external_run_id", "status", "started_at", "finished_at", "duration_seconds"),
-    *("rows_processed", "error_message", "status_reason", "source_url", "payload", "attempt", "source_version"),
+    *("rows_processed", "error_message", "status_reason", "source_url", "payload", "attempt", "kind", "queued_at"),
+    *("will_retry", "effective_at", "source_version"),
     *("observed_at", "ingested_at", "created_at", "updated_at"),
 ]
 
@@ -16,7 +17,7 @@ def record(chm: Chm, run: str, status: str = "success", *more: str) -> None:
     assert answer.code == 0, answer.err
 
 
-def test_a_run_is_recorded_bit_by_bit_and_the_answer_says_what_became_of_it(acme: Chm) -> None:
+def test_a_run_is_recorded_step_by_step_with_the_outcome_of_each(acme: Chm) -> None:
     words = ("run", "record", "acme/orders", "--run", "r1")
     begun = acme(*words, "--status", "running", "--started-at", "10m").json
     assert list(begun) == ["outcome", *RUN]
@@ -41,10 +42,10 @@ def test_a_pipeline_that_never_ran_has_no_latest_run(acme: Chm) -> None:
     assert acme("run", "latest", "acme/orders").json is None
     assert acme("run", "latest", "acme/orders", "--format", "table").out == "acme/orders has never run\n"
     assert acme("run", "list", "acme/orders").json == []
-    assert acme("run", "list", "acme/orders", "--format", "table").out == "nothing\n"
+    assert acme("run", "list", "acme/orders", "--format", "table").out == "None.\n"
 
 
-def test_runs_are_listed_by_state_time_order_and_number(acme: Chm) -> None:
+def test_runs_are_listed_by_status_time_order_and_limit(acme: Chm) -> None:
     for hours in range(5):
         status = "failed" if hours == 2 else "success"
         record(acme, f"r{hours}", status, "--started-at", f"{hours + 1}h", "--duration-seconds", "60")
@@ -66,7 +67,7 @@ def test_a_table_of_runs_says_how_long_ago_how_long_and_why(acme: Chm) -> None:
         acme, "r1", "failed", "--started-at", "2h", "--duration-seconds", "90", "--error", "no column amount\n  at 3"
     )
     lines = acme("run", "list", "acme/orders", "--format", "table").out.splitlines()
-    assert lines[0].split() == ["started", "status", "took", "rows", "run", "why"]
+    assert lines[0].split() == ["when", "status", "took", "rows", "run", "why"]
     assert lines[1].split()[:8] == ["2", "h", "ago", "failed", "1", "min", "30", "s"]
     assert "no column amount at 3" in lines[1]
     assert len(lines) == 2
@@ -78,19 +79,22 @@ def test_a_table_of_runs_says_how_long_ago_how_long_and_why(acme: Chm) -> None:
         ("record acme/order --status success", "no pipeline 'acme/order'; did you mean acme/orders?"),
         (
             "record acme/orders --status done",
-            "--status: 'done' is not one of running, success, failed, canceled, skipped",
+            "--status: must be one of running, success, failed, canceled, skipped",
         ),
-        ("record acme/orders --status success --error x", "error_message: has no meaning for a run that is success"),
-        ("record acme/orders --status success --started-at noon", "--started-at: not a time; write a time such as"),
-        ("record acme/orders --status success --payload [1]", "payload: a list; send an object"),
-        ("record acme/orders --status success --payload {", "--payload: not JSON; send an object"),
-        ("record acme/orders --status success --url ftp://x", "source_url: not a link that is safe to show"),
+        ("record acme/orders --status success --error x", "error_message: must not be set for a run that is success"),
+        ("record acme/orders --status success --started-at noon", "started_at: must be a time such as"),
+        ("record acme/orders --status success --payload [1]", "payload: must be an object, not a list"),
+        ("record acme/orders --status success --payload {", "--payload: must be JSON: an object"),
+        (
+            "record acme/orders --status success --url ftp://x",
+            "source_url: must be an http:// or https:// link without",
+        ),
         ("list acme/orders --since 1h --until 2h", "since: not before until; send an earlier time"),
-        ("list acme/orders --limit 0", "--limit: must be greater than or equal to 1"),
+        ("list acme/orders --limit 0", "--limit: must be at least 1"),
         ("get acme/orders nope", "no run 'nope' of pipeline"),
     ],
 )
-def test_a_wrong_word_is_answered_with_one_line_that_says_what_would_be_right(acme: Chm, words: str, said: str) -> None:
+def test_a_wrong_value_is_reported_in_one_line_with_the_valid_ones(acme: Chm, words: str, said: str) -> None:
     answer = acme("run", *words.split())
     assert (answer.code, answer.out) == (2, "")
     assert len(answer.errors) == 1

@@ -1,4 +1,4 @@
-"""Hand-made histories of pipelines, put into the ledger as they are."""
+"""Hand-made histories of pipelines, written to the ledger unchanged."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from chm_dagster.warehouse.contract import ask
+from chm_dagster.warehouse.named_queries import ask
 from chm_dagster.warehouse.tables import clients, pipelines, runs
 from chm_dagster_tests.factories import add_pipeline, minutes
 
@@ -20,30 +20,49 @@ LETTERS = {"S": "success", "F": "failed", "R": "running", "C": "canceled", "-": 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Execution:
-    """A run as far as health goes. `id` decides between runs of the same times."""
+    """A run, as far as health is concerned. `id` breaks ties between runs with the same times.
+
+    `seen` is when CHM saw it first.
+    """
 
     id: UUID
     status: str
     started: datetime | None
     finished: datetime | None
+    queued: datetime | None = None
+    seen: datetime = NOW
+    kind: str | None = None
+    will_retry: bool = False
+
+    @property
+    def effective(self) -> datetime:
+        """The time that orders runs."""
+        return self.started or self.queued or self.finished or self.seen
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is over as success or failed, for good."""
+        return self.status in ("success", "failed") and not self.will_retry
 
     @property
     def seconds(self) -> float | None:
-        """How long it took; None where that is not known, or makes no sense."""
+        """The duration, or None if it is unknown or meaningless."""
         if self.started is None or self.finished is None or self.finished < self.started:
             return None
         return (self.finished - self.started).total_seconds()
 
 
-def execution(number: int, letter: str, started: datetime | None, finished: datetime | None = None) -> Execution:
-    """Unless told otherwise, a run that has finished did so after ten minutes."""
+def execution(
+    number: int, letter: str, started: datetime | None, finished: datetime | None = None, **more: Any
+) -> Execution:
+    """By default, a finished run took ten minutes."""
     if finished is None and started is not None and letter != "R":
         finished = started + minutes(10)
-    return Execution(UUID(int=number), LETTERS[letter], started, finished)
+    return Execution(UUID(int=number), LETTERS[letter], started, finished, **more)
 
 
 def strip(letters: str, *, every: timedelta = HOUR, latest: datetime = NOW - HOUR) -> list[Execution]:
-    """A history of one letter for each run, the oldest first; the last one starts at `latest`."""
+    """A history with one letter per run, oldest first; the last run starts at `latest`."""
     first = latest - every * (len(letters) - 1)
     return [execution(n, letter, first + every * n) for n, letter in enumerate(letters)]
 
@@ -55,7 +74,7 @@ def store(engine: sa.Engine, pipeline_id: UUID, executions: Iterable[Execution])
 
 
 def write(connection: sa.Connection, pipeline_id: UUID, executions: Iterable[Execution]) -> None:
-    """The smaller half of an id is the execution's, so that pipelines do not collide."""
+    """The lower half of an id is the run's, so that pipelines do not collide."""
     rows = [
         {
             "id": UUID(int=(pipeline_id.int & ~(2**64 - 1)) | e.id.int),
@@ -64,6 +83,10 @@ def write(connection: sa.Connection, pipeline_id: UUID, executions: Iterable[Exe
             "status": e.status,
             "started_at": e.started,
             "finished_at": e.finished,
+            "queued_at": e.queued,
+            "created_at": e.seen,
+            "kind": e.kind,
+            "will_retry": e.will_retry,
             "duration_seconds": e.seconds,
             "error_message": f"no disk for run-{e.id.int}" if e.status == "failed" else None,
             "source_url": f"https://partner.example/run-{e.id.int}",
@@ -75,8 +98,10 @@ def write(connection: sa.Connection, pipeline_id: UUID, executions: Iterable[Exe
 
 
 def watch(engine: sa.Engine, history: str | Sequence[Execution], name: str = "orders", client: str = "Acme") -> UUID:
-    """A pipeline with this history."""
+    """A pipeline with this history, which was read from its partner just now."""
     pipeline = add_pipeline(engine, name, client)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE pipelines SET observed_through = now() WHERE id = :id"), {"id": pipeline.id})
     store(engine, pipeline.id, strip(history) if isinstance(history, str) else history)
     return pipeline.id
 
@@ -99,6 +124,6 @@ def slugs(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def one(engine: sa.Engine, name: str, **parameters: Any) -> dict[str, Any]:
-    """The only row of an answer."""
+    """The only row of a result."""
     (row,) = ask(engine, name, **parameters)
     return row

@@ -1,4 +1,4 @@
-"""The queries agree with a small model that reads a pipeline's runs one after the other, whatever the runs."""
+"""The queries agree with a small model that reads a pipeline's runs one by one."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chm_dagster.warehouse.contract import ask
+from chm_dagster.warehouse.named_queries import ask
 from chm_dagster_tests.contracts.histories import LETTERS, Execution, write
 from chm_dagster_tests.factories import add_pipeline
 
@@ -21,24 +21,19 @@ SETTLED = ("success", "failed")
 LETTER = {status: letter for letter, status in LETTERS.items()}
 
 
-# --- the model: runs in, what is to be said of them out ----------------------------------------------------------------------
+# --- the model: runs in, expected rows out -----------------------------------------------------------------------------------
 
 
 def latest_first(runs: Sequence[Execution]) -> list[Execution]:
-    def place(run: Execution) -> tuple[bool, datetime, bool, datetime, int]:
-        return (
-            run.started is not None,
-            run.started or NEVER,
-            run.finished is not None,
-            run.finished or NEVER,
-            run.id.int,
-        )
+    def place(run: Execution) -> tuple[datetime, datetime, int]:
+        return (run.effective, run.finished or NEVER, run.id.int)
 
     return sorted(runs, key=place, reverse=True)
 
 
 def settled(runs: Sequence[Execution]) -> list[Execution]:
-    return [run for run in latest_first(runs) if run.status in SETTLED]
+    """The runs that health depends on."""
+    return [run for run in latest_first(runs) if run.settled and run.kind != "backfill"]
 
 
 def failing(runs: Sequence[Execution]) -> dict[str, Any] | None:
@@ -46,20 +41,18 @@ def failing(runs: Sequence[Execution]) -> dict[str, Any] | None:
     if not streak:
         return None
     good = next((run for run in settled(runs) if run.status == "success"), None)
-    starts = [run.started for run in streak if run.started is not None]
     return {
-        "failing_since": min(starts) if starts else streak[0].finished,
+        "failing_since": min(run.effective for run in streak),
         "failures": len(streak),
         "broken": len(streak) >= (30 if good else 10),
-        "last_success_at": (good.started or good.finished) if good else None,
+        "last_success_at": good.effective if good else None,
         "external_run_id": f"run-{streak[0].id.int}",
     }
 
 
 def status_by(runs: Sequence[Execution], moment: datetime) -> str | None:
     def had_settled(run: Execution) -> bool:
-        end = run.finished or run.started
-        return end is not None and end <= moment and (run.started is None or run.started <= moment)
+        return max(run.effective, run.finished or run.effective) <= moment
 
     return next((run.status for run in settled(runs) if had_settled(run)), None)
 
@@ -94,12 +87,12 @@ def is_cured(judged: Sequence[Execution]) -> bool:
 
 
 def apart(newer: Execution, older: Execution) -> timedelta:
-    return newer.started - older.started if newer.started and older.started else timedelta()
+    return newer.effective - older.effective
 
 
 def flips_between(runs: Sequence[Execution], since: datetime, until: datetime) -> tuple[int, int]:
-    """Flips of the runs that started in a time, and how many of them could flip."""
-    inside = [run for run in settled(runs) if run.started is not None and since <= run.started < until]
+    """The flips among the runs of a window, and how many of them could flip."""
+    inside = [run for run in settled(runs) if since <= run.effective < until]
     return sum(new.status != old.status for new, old in itertools.pairwise(inside)), max(len(inside) - 1, 0)
 
 
@@ -108,25 +101,27 @@ def flips_between(runs: Sequence[Execution], since: datetime, until: datetime) -
 
 @st.composite
 def histories(draw: st.DrawFn, statuses: Sequence[str] = tuple(LETTERS.values())) -> list[Execution]:
-    """Up to 45 runs, some at the same time, some without one, each finished at its start or a while later."""
+    """Up to 45 runs, some at the same time, some without a start, each finished at its start or later."""
     unit = draw(st.sampled_from([timedelta(minutes=1), timedelta(hours=9), timedelta(days=3)]))
     moments = st.none() | st.integers(0, 12)
     runs = []
     for number in range(draw(st.integers(0, 45))):
         status = draw(st.sampled_from(statuses))
-        started, finished = draw(moments), draw(moments)
+        started, finished, queued, seen = draw(moments), draw(moments), draw(moments), draw(st.integers(0, 12))
         if started is not None and finished is not None:
             finished += started
         if status == "running":
             finished = None
-        times = [None if n is None else BEGIN + unit * n for n in (started, finished)]
-        runs.append(Execution(UUID(int=number), status, times[0], times[1]))
+        times = [None if n is None else BEGIN + unit * n for n in (started, finished, queued)]
+        kind = draw(st.sampled_from([None, None, "scheduled", "backfill"]))
+        will_retry = status == "failed" and draw(st.sampled_from([False, False, True]))
+        runs.append(Execution(UUID(int=number), status, *times, BEGIN + unit * seen, kind, will_retry))
     return runs
 
 
 @st.composite
 def plain_histories(draw: st.DrawFn) -> list[Execution]:
-    """Runs one after the other, so many that flakiness shows."""
+    """Consecutive runs, enough for flakiness to show."""
     every = draw(st.sampled_from([timedelta(hours=1), timedelta(hours=20), timedelta(days=2), timedelta(days=8)]))
     letters = draw(st.text("SSFFRC-", max_size=50) | st.text("SF", min_size=9, max_size=40))
     return [
@@ -136,7 +131,7 @@ def plain_histories(draw: st.DrawFn) -> list[Execution]:
 
 
 class Ledger:
-    """One pipeline whose runs are exchanged from example to example."""
+    """One pipeline whose runs are replaced for every example."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
@@ -160,7 +155,7 @@ def ledger(engine: sa.Engine) -> Ledger:
 
 
 def picked(row: dict[str, Any] | None, wanted: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Of a row, what the model has an opinion on."""
+    """The columns of a row that the model computes."""
     return None if row is None or wanted is None else {name: row[name] for name in wanted}
 
 
@@ -169,7 +164,7 @@ def picked(row: dict[str, Any] | None, wanted: dict[str, Any] | None) -> dict[st
 
 @settings(max_examples=150)
 @given(runs=histories() | histories(("failed", "success")) | plain_histories())
-def test_failing_now_is_what_the_model_says(ledger: Ledger, runs: list[Execution]) -> None:
+def test_failing_now_agrees_with_the_model(ledger: Ledger, runs: list[Execution]) -> None:
     ledger.hold(runs)
     row, wanted = ledger.ask("failing_now"), failing(runs)
     assert (row is None) == (wanted is None)
@@ -178,9 +173,9 @@ def test_failing_now_is_what_the_model_says(ledger: Ledger, runs: list[Execution
 
 @settings(max_examples=150)
 @given(runs=histories() | plain_histories(), hours=st.integers(-1, 300), data=st.data())
-def test_changed_since_is_what_the_model_says(ledger: Ledger, runs: list[Execution], hours: int, data: Any) -> None:
+def test_changed_since_agrees_with_the_model(ledger: Ledger, runs: list[Execution], hours: int, data: Any) -> None:
     ledger.hold(runs)
-    moments = [moment for run in runs for moment in (run.started, run.finished) if moment is not None]
+    moments = [moment for run in runs for moment in (run.started, run.finished, run.queued) if moment is not None]
     since = data.draw(st.sampled_from([BEGIN + timedelta(hours=hours), *moments]))
     row = ledger.ask("changed_since", since=since)
     assert (row and row["change"]) == change(runs, since)
@@ -189,7 +184,7 @@ def test_changed_since_is_what_the_model_says(ledger: Ledger, runs: list[Executi
 
 @settings(max_examples=150)
 @given(runs=plain_histories() | histories(("failed", "success")))
-def test_flaky_is_what_the_model_says(ledger: Ledger, runs: list[Execution]) -> None:
+def test_flaky_agrees_with_the_model(ledger: Ledger, runs: list[Execution]) -> None:
     ledger.hold(runs)
     row, wanted = ledger.ask("flaky_pipelines"), flakiness(runs)
     assert (row is None) == (wanted is None)
@@ -198,7 +193,7 @@ def test_flaky_is_what_the_model_says(ledger: Ledger, runs: list[Execution]) -> 
 
 @settings(max_examples=100)
 @given(runs=histories())
-def test_the_latest_run_and_the_strip_are_what_the_model_says(ledger: Ledger, runs: list[Execution]) -> None:
+def test_the_latest_run_and_the_strip_agree_with_the_model(ledger: Ledger, runs: list[Execution]) -> None:
     ledger.hold(runs)
     latest, ordered = ledger.ask("latest_status_by_pipeline"), latest_first(runs)
     client, strip = ledger.ask("latest_status_by_client"), ledger.ask("recent_runs_by_pipeline")
@@ -215,7 +210,7 @@ def test_the_latest_run_and_the_strip_are_what_the_model_says(ledger: Ledger, ru
     since=st.sampled_from([-1, 0, 0, 1, 5]),
     days=st.sampled_from([0, 1, 2, 12, 40, 400]),
 )
-def test_flips_and_failures_over_time_are_what_the_model_says(
+def test_flips_and_failures_over_time_agree_with_the_model(
     ledger: Ledger, runs: list[Execution], since: int, days: int
 ) -> None:
     ledger.hold(runs)
@@ -223,10 +218,10 @@ def test_flips_and_failures_over_time_are_what_the_model_says(
     flips = ask(ledger.engine, "flakiness_over_time", since=start, until=end)
     failures = ask(ledger.engine, "failures_over_time", since=start, until=end)
     could_flip = sum(round(row["flips"] / row["flip_rate"]) for row in flips if row["flip_rate"])
-    inside = [run for run in runs if run.started is not None and start <= run.started < end]
+    inside = [run for run in runs if run.settled and start <= run.effective < end]
     wanted, could = flips_between(runs, start, end)
     assert sum(row["flips"] for row in flips) == wanted
     assert could_flip <= could
-    assert sum(row["settled_runs"] for row in flips) == sum(run.status in SETTLED for run in inside)
+    assert sum(row["settled_runs"] for row in flips) == sum(run.kind != "backfill" for run in inside)
     assert sum(row["failures"] for row in failures) == sum(run.status == "failed" for run in inside)
     assert len(flips) == len(failures) == days

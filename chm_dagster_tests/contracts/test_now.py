@@ -1,5 +1,6 @@
-"""What is true now: failing, changed, latest and flaky, on histories made by hand."""
+"""What is true now: failing, changed, latest and flaky, for hand-made histories."""
 
+import dataclasses
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -7,8 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from chm_dagster.domain.runs import Observation, RunStatus
-from chm_dagster.warehouse.contract import ask
-from chm_dagster.warehouse.runs import merge_runs
+from chm_dagster.warehouse.ledger.merge import merge_runs
+from chm_dagster.warehouse.named_queries import ask
 from chm_dagster_tests.contracts.histories import (
     DAY,
     HOUR,
@@ -28,7 +29,7 @@ from chm_dagster_tests.factories import add_pipeline, minutes, observation
 # --- failing now -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_failing_pipeline_tells_since_when_how_often_and_why(engine: sa.Engine) -> None:
+def test_a_failing_pipeline_shows_since_when_how_often_and_why(engine: sa.Engine) -> None:
     pipeline = watch(engine, "SSFFF")
     row = one(engine, "failing_now")
     assert row.pop("failing_seconds") == pytest.approx(
@@ -48,6 +49,7 @@ def test_a_failing_pipeline_tells_since_when_how_often_and_why(engine: sa.Engine
         "broken": False,
         "last_success_at": NOW - 4 * HOUR,
         "external_run_id": "run-4",
+        "effective_at": NOW - HOUR,
         "started_at": NOW - HOUR,
         "finished_at": NOW - HOUR + minutes(10),
         "error_message": "no disk for run-4",
@@ -65,11 +67,11 @@ def test_a_failing_pipeline_tells_since_when_how_often_and_why(engine: sa.Engine
         ("FS", None),
         ("SF", 1),
         ("FFSFF", 2),
-        ("FR", 1),  # what runs has settled nothing yet
+        ("FR", 1),  # a running run has not settled
         ("SR", None),
-        ("FC", 1),  # nor does what was canceled
-        ("F-", 1),  # or skipped mend anything
-        ("SFCFR-F", 3),  # or break the streak
+        ("FC", 1),  # a canceled run does not either
+        ("F-", 1),  # nor does a skipped run fix anything
+        ("SFCFR-F", 3),  # or end the streak
         ("SC", None),
         ("R", None),
         ("C-", None),
@@ -83,8 +85,8 @@ def test_only_settled_runs_count_as_failures_or_end_them(engine: sa.Engine, lett
 @pytest.mark.parametrize(
     ("letters", "broken"),
     [
-        ("F" * 9, False),  # too few to tell
-        ("F" * 10, True),  # all there are
+        ("F" * 9, False),  # too few runs
+        ("F" * 10, True),  # all that exist
         ("C" + "F" * 10, True),
         ("S" + "F" * 29, False),
         ("S" + "F" * 30, True),  # all of the last thirty
@@ -97,7 +99,7 @@ def test_a_pipeline_that_always_fails_is_broken(engine: sa.Engine, letters: str,
     assert ask(engine, "flaky_pipelines", threshold=0.0) == []
 
 
-def test_a_streak_beyond_a_thousand_is_counted_no_further_but_dated_exactly(engine: sa.Engine) -> None:
+def test_a_streak_is_counted_up_to_a_thousand_but_dated_exactly(engine: sa.Engine) -> None:
     watch(engine, strip("S" + "F" * 1_100, every=minutes(5)))
     row = one(engine, "failing_now")
     assert (row["failures"], row["failing_since"]) == (1_000, NOW - HOUR - minutes(5) * 1_099)
@@ -124,14 +126,71 @@ def test_of_runs_with_equal_times_the_largest_id_counts(engine: sa.Engine) -> No
     assert (row["failures"], row["external_run_id"]) == (2, "run-3")
 
 
-def test_a_run_whose_start_is_not_known_is_older_than_any_other(engine: sa.Engine) -> None:
+def test_a_run_without_a_start_takes_its_place_by_when_it_was_queued_or_finished(engine: sa.Engine) -> None:
     watch(engine, [execution(1, "F", None, NOW), execution(2, "S", NOW - 9 * DAY)])
+    watch(engine, [execution(1, "F", NOW - 9 * DAY), execution(2, "S", None, NOW)], "stock")
     watch(
-        engine, [execution(1, "S", None, NOW), execution(2, "F", NOW - 9 * DAY), execution(3, "F", None, NOW)], "stock"
+        engine,
+        [
+            execution(1, "S", None, NOW - DAY, queued=NOW - 8 * DAY),
+            execution(2, "F", NOW - 7 * DAY),
+            execution(3, "F", None, NOW, queued=NOW - 6 * DAY),
+        ],
+        "queue",
     )
+    found = {row["pipeline_slug"]: row for row in ask(engine, "failing_now")}
+    assert {slug: (row["failures"], row["failing_since"]) for slug, row in found.items()} == {
+        "orders": (1, NOW),
+        "queue": (2, NOW - 7 * DAY),
+    }
+    assert found["orders"]["last_success_at"] == NOW - 9 * DAY
+    assert (found["queue"]["last_success_at"], found["queue"]["effective_at"]) == (NOW - 8 * DAY, NOW - 6 * DAY)
+
+
+def test_a_run_without_any_time_counts_from_when_it_was_first_seen(engine: sa.Engine) -> None:
+    watch(engine, [execution(1, "S", NOW - 9 * DAY), execution(2, "F", None, seen=NOW - DAY)])
     row = one(engine, "failing_now")
-    assert (row["pipeline_slug"], row["failures"], row["failing_since"]) == ("stock", 2, NOW - 9 * DAY)
-    assert row["last_success_at"] == NOW
+    assert (row["failing_since"], row["started_at"], row["finished_at"]) == (NOW - DAY, None, None)
+    assert one(engine, "latest_status_by_pipeline")["effective_at"] == NOW - DAY
+
+
+def test_a_failed_backfill_does_not_make_a_pipeline_fail_and_a_good_one_does_not_fix_it(engine: sa.Engine) -> None:
+    backfill = {"kind": "backfill"}
+    watch(engine, [execution(1, "S", NOW - DAY), execution(2, "F", NOW - HOUR, **backfill)], "good")
+    watch(engine, [execution(1, "F", NOW - DAY), execution(2, "S", NOW - HOUR, **backfill)], "bad")
+    watch(engine, [execution(1, "F", NOW - HOUR, **backfill)], "only")
+    assert slugs(ask(engine, "failing_now")) == ["bad"]
+    latest = {row["pipeline_slug"]: row for row in ask(engine, "latest_status_by_pipeline")}
+    assert {slug: (row["status"], row["kind"], row["settled_status"]) for slug, row in latest.items()} == {
+        "bad": ("success", "backfill", "failed"),
+        "good": ("failed", "backfill", "success"),
+        "only": ("failed", "backfill", None),
+    }
+    changes = {row["pipeline_slug"]: row["change"] for row in ask(engine, "changed_since", since=NOW - 2 * HOUR)}
+    assert changes == {"bad": "still failing"}
+    assert one(engine, "latest_status_by_client")["failing"] == 1
+    assert sum(row["failures"] for row in ask(engine, "failures_over_time")) == 3
+
+
+@pytest.mark.parametrize("kind", ["scheduled", "manual", "retry", None])
+def test_a_run_of_any_other_kind_counts_for_health(engine: sa.Engine, kind: str | None) -> None:
+    watch(engine, [execution(1, "S", NOW - DAY), execution(2, "F", NOW - HOUR, kind=kind)])
+    assert one(engine, "failing_now")["failures"] == 1
+
+
+def test_backfills_between_other_runs_make_nothing_flaky(engine: sa.Engine) -> None:
+    runs = strip("SFSFSFSFSFSF")
+    watch(engine, [dataclasses.replace(run, kind="backfill") if run.status == "failed" else run for run in runs])
+    assert ask(engine, "flaky_pipelines", threshold=0.0) == []
+    assert sum(row["flips"] for row in ask(engine, "flakiness_over_time")) == 0
+
+
+def test_a_failure_that_will_be_retried_has_not_settled(engine: sa.Engine) -> None:
+    watch(engine, [execution(1, "S", NOW - DAY), execution(2, "F", NOW - HOUR, will_retry=True)])
+    assert ask(engine, "failing_now") == []
+    assert one(engine, "latest_status_by_pipeline")["settled_status"] == "success"
+    assert sum(row["failures"] for row in ask(engine, "failures_over_time")) == 0
+    assert one(engine, "failure_rate_by_platform")["settled_runs"] == 1
 
 
 def test_a_pipeline_that_only_failed_without_ever_starting_fails_since_it_gave_up(engine: sa.Engine) -> None:
@@ -140,18 +199,18 @@ def test_a_pipeline_that_only_failed_without_ever_starting_fails_since_it_gave_u
     assert (row["failures"], row["failing_since"], row["last_success_at"]) == (1, NOW - HOUR, None)
 
 
-def test_a_failed_run_that_is_cleared_and_runs_again_is_not_failing_any_more(engine: sa.Engine) -> None:
+def test_a_failed_run_that_is_cleared_and_runs_again_is_no_longer_failing(engine: sa.Engine) -> None:
     pipeline = add_pipeline(engine)
     seen = NOW - HOUR
 
     def tell(run: str, status: RunStatus, **changes: Any) -> None:
         nonlocal seen
         seen += minutes(1)
-        told: Observation = observation(
+        cleared: Observation = observation(
             pipeline.id, run, status=status, source_version=seen, observed_at=seen, **changes
         )
         with engine.begin() as connection:
-            merge_runs(connection, [told])
+            merge_runs(connection, [cleared])
 
     tell("r1", RunStatus.SUCCESS, started_at=NOW - 5 * HOUR, finished_at=NOW - 4 * HOUR)
     tell("r2", RunStatus.FAILED, started_at=NOW - 3 * HOUR, finished_at=NOW - 2 * HOUR)
@@ -160,7 +219,7 @@ def test_a_failed_run_that_is_cleared_and_runs_again_is_not_failing_any_more(eng
     assert ask(engine, "failing_now") == []
     row = one(engine, "latest_status_by_pipeline")
     assert (row["status"], row["settled_status"], row["finished_at"]) == ("running", "success", None)
-    # It failed by then, but that is not how the ledger knows it now: as of then it was in progress.
+    # It had failed by then, but the ledger has since reopened it: as of then it was in progress.
     assert ask(engine, "changed_since", since=NOW - 2 * HOUR) == []
     tell("r2", RunStatus.FAILED, started_at=NOW - HOUR, finished_at=NOW)
     assert one(engine, "changed_since", since=NOW - 2 * HOUR)["change"] == "regression"
@@ -199,7 +258,7 @@ def settled(number: int, letter: str, hours: float, took: timedelta = HOUR / 6) 
         ("", "", None),
     ],
 )
-def test_a_change_is_told_against_what_had_settled_by_then(
+def test_a_change_is_relative_to_what_had_settled_by_then(
     engine: sa.Engine, then: str, later: str, change: str | None
 ) -> None:
     before = [settled(n, letter, n - len(then)) for n, letter in enumerate(then)]
@@ -216,7 +275,7 @@ def test_a_run_in_progress_at_the_time_had_not_settled_by_then(engine: sa.Engine
     assert found == {"broke": ("regression", "success"), "mended": ("fixed", "failed"), "first": ("new", None)}
 
 
-def test_a_run_that_settled_at_the_very_time_had_settled_by_then(engine: sa.Engine) -> None:
+def test_a_run_that_settled_exactly_then_had_settled_by_then(engine: sa.Engine) -> None:
     watch(engine, [settled(1, "S", -3), settled(2, "F", -1, took=HOUR)])
     assert one(engine, "changed_since", since=T)["change"] == "still failing"
     assert one(engine, "changed_since", since=T - timedelta(microseconds=1))["change"] == "regression"
@@ -250,7 +309,7 @@ def test_changes_come_worst_first(engine: sa.Engine) -> None:
     ]
 
 
-def test_without_a_time_it_is_a_day_ago(engine: sa.Engine) -> None:
+def test_without_a_time_it_compares_with_a_day_ago(engine: sa.Engine) -> None:
     watch(engine, [execution(1, "F", NOW - timedelta(hours=26)), execution(2, "S", NOW - HOUR)], "a")
     watch(engine, [execution(1, "F", NOW - timedelta(hours=22)), execution(2, "S", NOW - HOUR)], "b")
     assert {row["pipeline_slug"]: row["change"] for row in ask(engine, "changed_since")} == {"a": "fixed", "b": "new"}
@@ -278,7 +337,7 @@ def test_without_a_time_it_is_a_day_ago(engine: sa.Engine) -> None:
         ("S" * 40 + "SFSFSFSF", 7, 3, 7 / 29),
     ],
 )
-def test_flaky_is_what_comes_and_goes(
+def test_flaky_pipelines_flip_between_success_and_failure(
     engine: sa.Engine, letters: str, flips: int, recoveries: int, rate: float | None
 ) -> None:
     watch(engine, letters)
@@ -289,7 +348,7 @@ def test_flaky_is_what_comes_and_goes(
         assert (row["settled_runs"], row["failures"]) == (len(letters[-30:]), letters[-30:].count("F"))
 
 
-def test_what_was_canceled_or_skipped_or_runs_makes_nothing_flaky_or_calm(engine: sa.Engine) -> None:
+def test_canceled_skipped_and_running_runs_do_not_affect_flakiness(engine: sa.Engine) -> None:
     watch(engine, "SFSFSFSFSFSF", "plain")
     watch(engine, "SCF-SRFS-CFSFCSRFSF--", "mixed")
     watch(engine, "SCSCSCSCSCSCSCSC", "canceled")
@@ -298,7 +357,7 @@ def test_what_was_canceled_or_skipped_or_runs_makes_nothing_flaky_or_calm(engine
     assert found == {"plain": ("SFSFSFSFSFSF", 1.0), "mixed": ("SFSFSFSFSFSF", 1.0)}
 
 
-def test_the_threshold_is_the_callers(engine: sa.Engine) -> None:
+def test_the_threshold_can_be_chosen(engine: sa.Engine) -> None:
     watch(engine, "SSSSSFSSSFSSSSSSSSSSSSSSSSSSSS")
     rate = pytest.approx(4 / 29)
     assert ask(engine, "flaky_pipelines") == []
@@ -341,7 +400,7 @@ def test_a_pipeline_that_has_not_failed_for_thirty_days_is_cured(engine: sa.Engi
     assert bool(ask(engine, "flaky_pipelines")) is listed
 
 
-def test_an_old_history_is_judged_by_its_own_clock(engine: sa.Engine) -> None:
+def test_an_old_history_is_measured_by_its_own_clock(engine: sa.Engine) -> None:
     watch(engine, strip("SFSFSFSFSFSF", latest=NOW - 900 * DAY))
     assert one(engine, "flaky_pipelines")["latest_run_at"] == NOW - 900 * DAY
 
@@ -349,7 +408,7 @@ def test_an_old_history_is_judged_by_its_own_clock(engine: sa.Engine) -> None:
 # --- latest ----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_latest_run_is_told_whatever_it_is_and_also_that_there_was_none(engine: sa.Engine) -> None:
+def test_the_latest_run_is_shown_whatever_its_status_and_also_if_there_is_none(engine: sa.Engine) -> None:
     for name, letters in {"a": "SF", "b": "FR", "c": "FSC", "d": "-", "e": ""}.items():
         watch(engine, letters, name)
     found = ask(engine, "latest_status_by_pipeline")
@@ -365,12 +424,19 @@ def test_the_latest_run_is_told_whatever_it_is_and_also_that_there_was_none(engi
     assert found[4]["started_at"] is None
 
 
-def test_a_run_that_waits_without_a_start_is_not_the_latest_while_others_started(engine: sa.Engine) -> None:
-    watch(engine, [execution(1, "S", NOW - HOUR), execution(2, "R", None)])
-    assert one(engine, "latest_status_by_pipeline")["status"] == "success"
+def test_a_waiting_run_is_the_latest_from_when_it_was_queued_and_settles_nothing(engine: sa.Engine) -> None:
+    watch(engine, [execution(1, "F", NOW - HOUR), execution(2, "R", None, queued=NOW - minutes(30))])
+    row = one(engine, "latest_status_by_pipeline")
+    assert (row["status"], row["settled_status"], row["started_at"]) == ("running", "failed", None)
+    assert row["queued_at"] == row["effective_at"] == NOW - minutes(30)
+    watch(engine, [execution(1, "S", NOW - HOUR), execution(2, "R", None, queued=NOW - DAY)], "late")
+    assert {row["pipeline_slug"]: row["status"] for row in ask(engine, "latest_status_by_pipeline")} == {
+        "late": "success",
+        "orders": "running",
+    }
 
 
-def test_each_client_stands_by_its_pipelines(engine: sa.Engine) -> None:
+def test_the_status_of_a_client_follows_from_its_pipelines(engine: sa.Engine) -> None:
     for name, letters in {"a": "SF", "b": "FR", "c": "FSC", "d": "-", "e": "", "f": "SS"}.items():
         watch(engine, letters, name)
     watch(engine, "S", "a", "Bolt")
@@ -385,7 +451,7 @@ def test_each_client_stands_by_its_pipelines(engine: sa.Engine) -> None:
         "crate": ("unknown", 1, 0, 0, 0, 1, 0, 0, 0),
         "dune": ("unknown", 0, 0, 0, 0, 0, 0, 0, 0),
     }
-    assert [row["client_slug"] for row in found] == ["acme", "bolt", "crate", "dune"]
+    assert [row["client_slug"] for row in found] == ["acme", "crate", "dune", "bolt"]  # the worst first
     assert found[0]["latest_run_at"] == NOW - HOUR
 
 
@@ -399,12 +465,12 @@ def test_a_strip_shows_the_last_runs_of_each_pipeline_oldest_first(engine: sa.En
 
 
 @pytest.mark.parametrize(("runs", "shown"), [(None, 30), (10_000, 200)])
-def test_a_strip_is_no_longer_than_it_may_be(engine: sa.Engine, runs: int | None, shown: int) -> None:
+def test_a_strip_has_a_maximum_length(engine: sa.Engine, runs: int | None, shown: int) -> None:
     watch(engine, "F" + "S" * 210)
     assert one(engine, "recent_runs_by_pipeline", runs=runs)["statuses"] == "S" * shown
 
 
-# --- who is asked about ----------------------------------------------------------------------------------------------------
+# --- filters ---------------------------------------------------------------------------------------------------------------
 
 NOW_QUERIES = (
     "failing_now",
@@ -427,7 +493,7 @@ def test_disabled_clients_and_pipelines_are_not_part_of_now(engine: sa.Engine, n
     assert [(row["client_slug"], row["pipeline_slug"]) for row in found] == [("acme", "kept")]
 
 
-def test_a_disabled_client_does_not_stand_and_a_disabled_pipeline_does_not_count(engine: sa.Engine) -> None:
+def test_a_disabled_client_is_not_listed_and_a_disabled_pipeline_does_not_count(engine: sa.Engine) -> None:
     watch(engine, "F", "a")
     watch(engine, "S", "b")
     watch(engine, "F", "a", "Bolt")
@@ -456,7 +522,7 @@ def test_a_question_can_be_about_one_client_or_one_environment(engine: sa.Engine
     assert ask(engine, name, client_slug="nobody") == []
 
 
-def test_one_pipelines_runs_are_not_taken_for_anothers(engine: sa.Engine) -> None:
+def test_runs_of_different_pipelines_are_not_mixed_up(engine: sa.Engine) -> None:
     watch(engine, "SSSS", "a")
     other = watch(engine, "FFFF", "b")
     store(engine, other, [execution(99, "F", NOW)])

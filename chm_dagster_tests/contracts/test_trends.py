@@ -1,12 +1,14 @@
-"""What was: over time, by client, by platform, and how long runs take."""
+"""Trends: over time, by client, by platform, and durations."""
 
-from datetime import UTC, datetime, timedelta
+from collections import Counter
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
 
-from chm_dagster.warehouse.contract import ask
+from chm_dagster.warehouse.named_queries import ask
 from chm_dagster_tests.contracts.histories import (
     DAY,
     HOUR,
@@ -36,7 +38,7 @@ def at(hours: float) -> datetime:
 
 
 def total(rows: list[dict[str, Any]]) -> int:
-    """How many failures an answer holds."""
+    """The number of failures in a result."""
     return sum(
         row["flips"] if "flips" in row else row["failed"] if "failed" in row else row["failures"] for row in rows
     )
@@ -45,7 +47,7 @@ def total(rows: list[dict[str, Any]]) -> int:
 # --- over time -------------------------------------------------------------------------------------------------------------
 
 
-def test_failures_are_counted_day_by_day_and_days_without_are_there_too(engine: sa.Engine) -> None:
+def test_failures_are_counted_by_day_including_days_without_any(engine: sa.Engine) -> None:
     watch(engine, [execution(n, "F", at(h)) for n, h in enumerate((0, 1, 23.99, 48))], "a")
     watch(engine, [execution(1, "F", at(2)), execution(2, "S", at(3)), execution(3, "C", at(4))], "b")
     watch(engine, [execution(1, "F", at(50))], "c", "Bolt")
@@ -77,8 +79,40 @@ def test_buckets_are_whole_in_utc_whatever_the_window_cuts(
     assert total(found) == 2
 
 
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/Santiago", "Atlantic/Azores", "Asia/Kathmandu", "UTC"])
+@pytest.mark.parametrize("bucket", ["day", "week", "month"])
+@pytest.mark.parametrize("name", ["failures_over_time", "flakiness_over_time"])
+def test_days_weeks_and_months_begin_at_midnight_of_the_time_zone(
+    engine: sa.Engine, name: str, bucket: str, zone: str
+) -> None:
+    """Over a year with both changes of the clock; in Santiago and the Azores they are at midnight."""
+    place, utc = ZoneInfo(zone), datetime(2025, 3, 1, 12, tzinfo=UTC)
+    times = [utc + n * timedelta(hours=7) for n in range(1250)]
+    watch(engine, [execution(n, "FS"[n % 2], moment) for n, moment in enumerate(times)])
+
+    def first(moment: datetime) -> datetime:
+        day = moment.astimezone(place).date()
+        day -= timedelta(days={"day": 0, "week": day.weekday(), "month": day.day - 1}[bucket])
+        # The later of two: of a midnight that comes twice, and of the readings of one that a clock skips.
+        return max(datetime.combine(day, time(fold=fold), place).astimezone(UTC) for fold in (0, 1))
+
+    wanted: Counter[datetime] = Counter()
+    for n, moment in enumerate(times):
+        wanted[first(moment)] += 1 if name == "flakiness_over_time" else 1 - n % 2
+    found = ask(engine, name, bucket=bucket, since=times[0], until=times[-1] + HOUR, timezone=zone)
+    field = "settled_runs" if name == "flakiness_over_time" else "failures"
+    assert {row["bucket"]: row[field] for row in found if row[field]} == {k: n for k, n in wanted.items() if n}
+
+
+@pytest.mark.parametrize("name", ["failures_over_time", "flakiness_over_time"])
+def test_hours_are_those_of_utc_in_every_time_zone(engine: sa.Engine, name: str) -> None:
+    watch(engine, [execution(n, "F", at(n / 4)) for n in range(40)])
+    window = {"bucket": "hour", "since": MONDAY, "until": MONDAY + 12 * HOUR}
+    assert ask(engine, name, timezone="Asia/Kathmandu", **window) == ask(engine, name, **window)
+
+
 @pytest.mark.parametrize("name", TRENDS)
-def test_a_window_is_closed_at_its_beginning_and_open_at_its_end(engine: sa.Engine, name: str) -> None:
+def test_a_window_includes_its_start_and_excludes_its_end(engine: sa.Engine, name: str) -> None:
     edges = (-0.01, 0, 1, 24)
     watch(engine, [execution(n, letter, at(h)) for (n, letter), h in zip(enumerate("FSFS"), edges, strict=True)], "a")
     watch(engine, [execution(n, letter, at(h)) for (n, letter), h in zip(enumerate("FFSF"), edges, strict=True)], "b")
@@ -108,7 +142,7 @@ def test_flips_are_counted_where_the_later_run_started(engine: sa.Engine) -> Non
     watch(engine, [execution(1, "S", at(1)), execution(2, "F", at(25))], "b")
     found = ask(engine, "flakiness_over_time", since=MONDAY, until=MONDAY + 8 * DAY)
     assert [(row["settled_runs"], row["flips"], row["recoveries"], row["flip_rate"]) for row in found] == [
-        (2, 0, 0, None),  # nobody has a run before
+        (2, 0, 0, None),  # nothing has an earlier run
         (2, 2, 0, 1.0),
         (1, 0, 0, 0.0),
         (0, 0, 0, None),
@@ -133,7 +167,7 @@ def test_runs_that_started_together_flip_in_the_order_in_which_they_finished(
 @pytest.mark.parametrize(
     ("name", "days"), [*((name, 30) for name in TRENDS if "client" not in name), ("failure_counts_by_client", 7)]
 )
-def test_without_a_window_it_is_the_last_days(engine: sa.Engine, name: str, days: int) -> None:
+def test_without_a_window_the_last_days_are_used(engine: sa.Engine, name: str, days: int) -> None:
     edge = NOW - days * DAY
     watch(engine, [execution(1, "F", edge - HOUR), execution(2, "F", edge + HOUR), execution(3, "S", edge + 2 * HOUR)])
     store(engine, add_pipeline(engine, "later").id, [execution(4, "F", NOW + HOUR), execution(5, "S", NOW + 2 * HOUR)])
@@ -209,11 +243,11 @@ def test_durations_can_be_those_of_one_pipeline_or_platform(engine: sa.Engine) -
         assert total(ask(engine, "duration_distribution", **WEEK, **narrowed)) == wanted
 
 
-# --- who is asked about ----------------------------------------------------------------------------------------------------
+# --- filters ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TRENDS)
-def test_what_was_counts_disabled_clients_and_pipelines_too(engine: sa.Engine, name: str) -> None:
+def test_trends_include_disabled_clients_and_pipelines(engine: sa.Engine, name: str) -> None:
     for client in ("Acme", "Bolt"):
         for pipeline in ("kept", "gone"):
             watch(engine, [execution(1, "S", at(1)), execution(2, "F", at(2))], pipeline, client)
@@ -246,6 +280,7 @@ def test_a_trend_can_be_one_clients_or_one_environments(engine: sa.Engine, name:
 
 
 @pytest.mark.parametrize("name", TRENDS)
-def test_runs_whose_start_is_not_known_belong_to_no_time(engine: sa.Engine, name: str) -> None:
-    watch(engine, [execution(1, "S", at(1)), execution(2, "F", None, at(2))])
-    assert total(ask(engine, name, **WEEK)) == 0
+def test_runs_without_a_start_belong_to_the_bucket_of_their_effective_time(engine: sa.Engine, name: str) -> None:
+    watch(engine, [execution(1, "S", at(1)), execution(2, "F", None, at(2)), execution(3, "F", None, queued=at(-90))])
+    # Nobody knows how long the failure took.
+    assert total(ask(engine, name, **WEEK)) == (0 if name == "duration_distribution" else 1)

@@ -1,4 +1,4 @@
-"""CHM's definitions over a real database, a real Dagster instance and a scripted partner."""
+"""CHM's definitions with a real database, a real Dagster instance and a scripted partner."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -9,36 +9,34 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from chm_dagster.defs.health.assets import health_snapshot
-from chm_dagster.defs.ingestion import checks
-from chm_dagster.defs.ingestion.assets import ingest_runs
-from chm_dagster.defs.ingestion.automation import ingest_job, pipeline_partitions, sweep_schedule
-from chm_dagster.defs.partitions import sync_partitions
+from chm_dagster.definitions import assembled
+from chm_dagster.defs.automation import resources, sync_partitions
 from chm_dagster.ingestion.landing import LandingZone
-from chm_dagster.partners.port import Done, Failed, Page, Target
+from chm_dagster.partners.port import PipelinesFailed, PipelinesSynced, RecordBatch, SyncTarget
 from chm_dagster.warehouse.warehouse import Warehouse
-from chm_dagster_tests.factories import FakeFeed, add_pipeline, fake_partner, record, told
+from chm_dagster_tests.factories import FakeFeed, add_pipeline, fake_partner, one_page, record
 
-Script = Callable[[Target], Sequence[Page | Done | Failed]]
+Script = Callable[[SyncTarget], Sequence[RecordBatch | PipelinesSynced | PipelinesFailed]]
 
 
 @dataclasses.dataclass
 class Deployment:
-    """Definitions, the instance they run on, and levers to what the partner says."""
+    """Definitions, their instance, and control over what the partner returns."""
 
     engine: sa.Engine
     instance: dg.DagsterInstance
     zone: LandingZone
     feed: FakeFeed
     defs: dg.Definitions
+    job: str = "ingest"
 
     def says(self, script: Script) -> None:
         self.feed.script = script
 
-    def sweep(self, **config: Any) -> dg.ExecuteInProcessResult:
-        """A run whose config chooses; nothing chosen means everything."""
+    def sync(self, **config: Any) -> dg.ExecuteInProcessResult:
+        """A run whose config selects pipelines; no selection means everything."""
         chosen = config or {"everything": True}
-        return self.defs.resolve_job_def("ingest").execute_in_process(
+        return self.defs.resolve_job_def(self.job).execute_in_process(
             instance=self.instance,
             run_config={"ops": {"ingest_runs": {"config": chosen}}},
             raise_on_error=False,
@@ -51,7 +49,7 @@ class Deployment:
             if last
             else {"dagster/partition": first}
         )
-        return self.defs.resolve_job_def("ingest").execute_in_process(
+        return self.defs.resolve_job_def(self.job).execute_in_process(
             instance=self.instance, tags=tags, raise_on_error=False
         )
 
@@ -62,9 +60,9 @@ class Deployment:
     def statuses(self, asset: str) -> dict[str, str]:
         """Partition key -> status, as the grid shows it."""
         values = self.instance.get_status_by_partition(
-            dg.AssetKey(asset),
-            self.instance.get_dynamic_partitions("pipelines"),
-            dg.DynamicPartitionsDefinition(name="pipelines"),
+            dg.AssetKey(asset.split("/")),
+            self.instance.get_dynamic_partitions("chm_pipelines"),
+            dg.DynamicPartitionsDefinition(name="chm_pipelines"),
         )
         assert values is not None
         return {key: status.value if status else "MISSING" for key, status in values.items()}
@@ -82,15 +80,8 @@ def deployment(engine: sa.Engine, instance: dg.DagsterInstance, landing_root: Pa
     for name in ("a", "b", "c"):
         add_pipeline(engine, name)
     sync_partitions(instance, engine)
-    feed = FakeFeed(lambda t: told(t.external_id, record()))
+    feed = FakeFeed(lambda t: one_page(t.external_id, record()))
     zone = LandingZone(landing_root)
-    defs = dg.Definitions(
-        assets=[ingest_runs, health_snapshot],
-        asset_checks=dg.load_asset_checks_from_modules([checks]),
-        jobs=[ingest_job],
-        sensors=[pipeline_partitions],
-        schedules=[sweep_schedule("*/5 * * * *")],
-        executor=dg.in_process_executor,
-        resources={"warehouse": Warehouse(engine), "partners": fake_partner(feed), "landing": zone},
-    )
+    partners = fake_partner(feed)
+    defs = assembled(resources(lambda: Warehouse(engine), lambda: partners, zone), "*/5 * * * *")
     return Deployment(engine, instance, zone, feed, defs)

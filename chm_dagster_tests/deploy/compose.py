@@ -1,4 +1,4 @@
-"""What CHM's compose file must keep to, beyond what the official schema can say. Each rule lists what breaks it."""
+"""Rules for CHM's compose file beyond the official schema. Each rule returns its violations."""
 
 import copy
 import re
@@ -22,12 +22,19 @@ Rule = Callable[[Compose], list[str]]
 SECRET = re.compile(r"PASSWORD|TOKEN|SECRET|CREDENTIAL|API_KEY")
 REFERENCE = re.compile(r"\$\{(\w+)(?:(:?[-?+])([^}]*))?\}|\$(\w+)")
 PINNED = re.compile(r"(?P<name>[\w./-]+):(?P<tag>v?\d+\.\d+[\w.+-]*)(@sha256:[0-9a-f]{64})?")
-OTHERS_VARIABLES = {"DAGSTER_HOME", "PGPASSWORD", "POSTGRES_PASSWORD", "POSTGRES_INITDB_ARGS"}
+OTHERS_VARIABLES = {
+    "DAGSTER_HOME",
+    "PGPASSFILE",
+    "POSTGRES_PASSWORD",
+    "POSTGRES_INITDB_ARGS",
+    "CHM_POSTGRES_PASSWORD",
+    "CHM_DAGSTER_POSTGRES_PASSWORD",
+}
 """Names that other programs read: Dagster, libpq, the Postgres image."""
 
 
 def load() -> Compose:
-    """The compose file, with its anchors and merges resolved; a copy that may be spoiled."""
+    """The compose file with anchors and merges resolved; a copy that tests may change."""
     loaded: Compose = copy.deepcopy(yaml.safe_load(COMPOSE.read_text(encoding="utf-8")))
     return loaded
 
@@ -38,7 +45,7 @@ def services(compose: Compose) -> Mapping[str, dict[str, Any]]:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every string of a document, wherever it stands."""
+    """Every string in a document."""
     if isinstance(value, dict):
         for part in value.values():
             yield from strings(part)
@@ -50,12 +57,12 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def references(compose: Compose) -> Iterator[tuple[str, str, str]]:
-    """Variables that whoever starts it may set: name, operator (`:?`, `:-`, `?`, empty) and what stands behind it."""
+    """Variables that the user can set: name, operator (`:?`, `:-`, `?`, empty) and the text after it."""
     for text in strings(compose):
         for name, operator, rest, bare in REFERENCE.findall(text.replace("$$", "")):
             yield name or bare, operator, rest
     for spec in services(compose).values():
-        # A variable without a value is handed on if it is set, and is not there if it is not.
+        # A variable without a value is passed on if it is set, and absent otherwise.
         yield from ((name, "?", "") for name, value in spec.get("environment", {}).items() if value is None)
 
 
@@ -63,7 +70,7 @@ def references(compose: Compose) -> Iterator[tuple[str, str, str]]:
 
 
 def secrets_with_defaults(compose: Compose) -> list[str]:
-    """Secrets come from whoever starts it, and nothing starts without them."""
+    """Secrets come from the user, and nothing starts without them."""
     weak = [n for n, operator, _ in references(compose) if SECRET.search(n) and operator not in (":?", "?")]
     literal = [
         f"{service}: {name}"
@@ -75,12 +82,12 @@ def secrets_with_defaults(compose: Compose) -> list[str]:
 
 
 def passwords_in_urls(compose: Compose) -> list[str]:
-    """A password in a URL ends in logs; PGPASSWORD beside it does not."""
+    """A password in a URL ends up in logs; a separate PGPASSWORD does not."""
     return [text for text in strings(compose) if re.search(r"://[^/@\s]*:[^/@\s]+@", text)]
 
 
 def ports_beyond_loopback(compose: Compose) -> list[str]:
-    """Nothing is published but on this machine's loopback."""
+    """Ports are published on this machine's loopback only."""
     return [
         f"{name}: {port}"
         for name, spec in services(compose).items()
@@ -119,7 +126,7 @@ def _soft(spec: Mapping[str, Any]) -> Iterator[str]:
 
 
 def broken_dependencies(compose: Compose) -> list[str]:
-    """Who waits for whom: everybody exists, tells when he is ready, and nobody waits for himself in the end."""
+    """Dependencies exist, have a health check, and contain no cycle."""
     problems = []
     for name, spec in services(compose).items():
         for other, how in spec.get("depends_on", {}).items():
@@ -144,7 +151,7 @@ def _circles(compose: Compose) -> list[str]:
 
 
 def loose_ends(compose: Compose) -> list[str]:
-    """Volumes and networks are defined and used; what is mounted from the repository is there, and read-only."""
+    """Volumes and networks are defined and used; mounts from the repository exist and are read-only."""
     problems = []
     used: dict[str, set[str]] = {"volumes": set(), "networks": set()}
     for name, spec in services(compose).items():
@@ -162,7 +169,7 @@ def loose_ends(compose: Compose) -> list[str]:
 
 
 def unknown_variables(compose: Compose) -> list[str]:
-    """What is set is a setting of CHM, or is read by somebody known."""
+    """Every variable is a setting of CHM or is read by a known program."""
     return [
         f"{service}: {name}"
         for service, spec in services(compose).items()
@@ -172,7 +179,7 @@ def unknown_variables(compose: Compose) -> list[str]:
 
 
 def unexplained_variables(compose: Compose) -> list[str]:
-    """What may be set is in the example file, as a comment where it is optional; and nothing else is in there."""
+    """The example file lists exactly the variables that can be set, commented out if they are optional."""
     wanted = {name: operator == ":?" for name, operator, _ in references(compose)}
     lines = re.findall(r"^(# )?([A-Z][A-Z0-9_]+)=", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE)
     explained = {name: not comment for comment, name in lines}
@@ -180,7 +187,7 @@ def unexplained_variables(compose: Compose) -> list[str]:
 
 
 def drivers_by_chance(compose: Compose) -> list[str]:
-    """Dagster's storage speaks psycopg 2 alone, and SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3."""
+    """Dagster's storage supports psycopg 2 only, and SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3."""
     return [
         f"{service}: {url}"
         for service, spec in services(compose).items()
@@ -190,7 +197,7 @@ def drivers_by_chance(compose: Compose) -> list[str]:
 
 
 def homes_that_vanish(compose: Compose) -> list[str]:
-    """What a service keeps in its home outlives it, unless it runs once and keeps nothing."""
+    """The home of a service is on a volume, unless the service runs once and stores nothing."""
     problems = []
     for name, spec in services(compose).items():
         home = spec.get("environment", {}).get(settings.HOME)
@@ -200,8 +207,29 @@ def homes_that_vanish(compose: Compose) -> list[str]:
     return problems
 
 
+def open_code_servers(compose: Compose) -> list[str]:
+    """The gRPC server of Dagster's code runs what it is sent. It listens on one internal network, without the API on it."""
+    (name,) = (name for name, spec in services(compose).items() if "code-server" in spec.get("command", []))
+    words, networks = services(compose)[name]["command"], services(compose)[name]["networks"]
+    host = words[words.index("--host") + 1]
+    named = [n for n, spec in networks.items() if host in (spec or {}).get("aliases", [])]
+    inside = {n for network in named for n, spec in services(compose).items() if network in spec["networks"]}
+    problems = [f"{host} is the name of {name} on {named}"] if len(named) != 1 else []
+    problems += [f"{n} has a way out" for n in named if not compose["networks"][n].get("internal")]
+    return problems + [f"{other} reaches it" for other in inside - {name, "webserver", "daemon"}]
+
+
+def passwords_too_many(compose: Compose) -> list[str]:
+    """A service of ours has the password of a database exactly if it has its address, and each role is its own."""
+    pairs = {"CHM_DATABASE_URL": "CHM_POSTGRES_PASSWORD", "CHM_DAGSTER_DATABASE_URL": "CHM_DAGSTER_POSTGRES_PASSWORD"}
+    found = {n: spec.get("environment", {}) for n, spec in services(compose).items() if "build" in spec}
+    problems = [n for n, own in found.items() for url, word in pairs.items() if (url in own) != (word in own)]
+    roles = {(url, re.findall(r"//(\w+)@", own[url])[0]) for own in found.values() for url in pairs if url in own}
+    return problems + [f"{len(roles)} roles"] * (len(roles) != 2 or len({role for _, role in roles}) != 2)
+
+
 def commands(compose: Compose) -> Iterator[tuple[str, list[str]]]:
-    """Every program that a service of our image starts, health checks included: service and words."""
+    """Every command of a service of our image, health checks included, as service and words."""
     for name, spec in services(compose).items():
         if "build" not in spec:
             continue
@@ -227,4 +255,6 @@ RULES: tuple[Rule, ...] = (
     unexplained_variables,
     drivers_by_chance,
     homes_that_vanish,
+    open_code_servers,
+    passwords_too_many,
 )

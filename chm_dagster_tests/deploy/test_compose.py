@@ -1,4 +1,4 @@
-"""docker-compose.yml, held to the official schema and to what a schema cannot say. No engine is needed."""
+"""docker-compose.yml follows the official schema, and rules that a schema cannot express. No Docker is needed."""
 
 import importlib.util
 import itertools
@@ -26,7 +26,7 @@ def schema_says(path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_the_compose_file_is_of_the_official_schema() -> None:
+def test_the_compose_file_is_valid_by_the_official_schema() -> None:
     result = schema_says(rules.COMPOSE)
     assert result.returncode == 0, result.stdout
 
@@ -37,7 +37,7 @@ def test_the_official_schema_notices_a_misspelled_key(tmp_path: Path) -> None:
     assert schema_says(spoiled).returncode == 1
 
 
-def test_the_override_of_the_operations_page_is_of_the_official_schema_and_fits(tmp_path: Path) -> None:
+def test_the_override_in_the_operations_page_is_valid_and_fits(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     (text,) = (block for block in re.findall(r"^```yaml\n(.*?)^```$", page, re.M | re.S) if "services:" in block)
     (tmp_path / "docker-compose.override.yml").write_text(text)
@@ -53,7 +53,7 @@ def test_the_compose_file_keeps_the_rule(rule: Rule) -> None:
 
 
 def put(*path: str, value: Any) -> Callable[[Compose], None]:
-    """Spoil one place of the file; None takes it away."""
+    """Change one value of the file; None removes it."""
 
     def spoil(compose: Compose) -> None:
         *way, last = path
@@ -105,22 +105,29 @@ SPOILED: list[tuple[Rule, Callable[[Compose], None]]] = [
     (rules.loose_ends, of("daemon", "networks", value=None)),
     (rules.loose_ends, put("volumes", "forgotten", value={})),
     (rules.unknown_variables, of("code", "environment", "CHM_DATABSE_URL", value="x")),
-    (rules.unexplained_variables, of("code", "environment", "CHM_SWEEP_CRON", value="${SWEEP:-x}")),
-    (rules.unexplained_variables, of("code", "environment", "CHM_SWEEP_CRON", value="${CHM_SWEEP_CRON:?which}")),
+    (rules.unexplained_variables, of("code", "environment", "CHM_SYNC_CRON", value="${SCHEDULE:-x}")),
+    (rules.unexplained_variables, of("code", "environment", "CHM_SYNC_CRON", value="${CHM_SYNC_CRON:?which}")),
     (rules.drivers_by_chance, of("daemon", "environment", "CHM_DAGSTER_DATABASE_URL", value="postgresql://chm@p/d")),
     (rules.homes_that_vanish, of("api", "environment", "CHM_HOME", value="/tmp/chm")),
     (rules.homes_that_vanish, of("code", "volumes", value=[])),
+    (rules.open_code_servers, put("networks", "control", value={})),
+    (rules.open_code_servers, of("api", "networks", value=["data", "control"])),
+    (rules.open_code_servers, of("code", "networks", "partners", value={"aliases": ["code-server"]})),
+    (rules.open_code_servers, of("code", "command", value=["dagster", "code-server", "start", "--host", "0.0.0.0"])),
+    (rules.passwords_too_many, of("api", "environment", "CHM_DAGSTER_POSTGRES_PASSWORD", value="${X:?}")),
+    (rules.passwords_too_many, of("daemon", "environment", "CHM_DAGSTER_POSTGRES_PASSWORD", value=None)),
+    (rules.passwords_too_many, of("api", "environment", "CHM_DATABASE_URL", value="postgresql://chm_dagster@p/chm")),
 ]
 
 
 @pytest.mark.parametrize(("rule", "spoil"), SPOILED, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_spoiled_file_breaks_the_rule(rule: Rule, spoil: Callable[[Compose], None]) -> None:
+def test_a_tampered_file_breaks_the_rule(rule: Rule, spoil: Callable[[Compose], None]) -> None:
     compose = load()
     spoil(compose)
     assert rule(compose)
 
 
-def test_every_rule_was_seen_broken() -> None:
+def test_every_rule_has_a_case_that_breaks_it() -> None:
     assert {rule for rule, _ in SPOILED} == set(rules.RULES)
 
 
@@ -141,7 +148,7 @@ def test_every_command_names_programs_modules_and_files_that_exist(service: str,
 
 
 def starts(module: str) -> bool:
-    """Whether `python -m` finds something to run."""
+    """Whether `python -m` can run this."""
     spec = importlib.util.find_spec(module)
     return spec is not None and (
         spec.submodule_search_locations is None or importlib.util.find_spec(f"{module}.__main__") is not None
@@ -153,28 +160,28 @@ def test_a_package_without_a_main_does_not_start() -> None:
 
 
 PROBE = re.compile(r"http://127\.0\.0\.1:(\d+)(/\w+)")
-PATHS = {"webserver": {"/server_info"}, "api": {"/readyz"}}
-"""Dagster's webserver is not ours; the API's paths are looked up in it below."""
+PATHS = {"webserver": {"/healthz"}, "api": {"/readyz"}}
+"""The guard before the UI answers its own; the paths of the API are verified below."""
 
 
 @pytest.mark.parametrize("service", PATHS)
-def test_health_is_asked_for_where_the_service_listens_and_is_published(service: str) -> None:
+def test_health_checks_use_the_port_that_the_service_listens_on(service: str) -> None:
     spec = services(load())[service]
     ((port, path),) = PROBE.findall(" ".join(spec["healthcheck"]["test"]))
     assert path in PATHS[service]
     (published,) = spec["ports"]
     assert published.endswith(f":{port}")
     said = [*spec["command"], *map(str, spec["environment"].values())]
-    assert port in said, "it is told to listen there"
+    assert port in said, "it is configured to listen there"
 
 
-def test_the_api_asks_nobody_for_a_token_where_its_health_is_asked_for() -> None:
-    from chm_dagster.api.guarding import PUBLIC
+def test_the_health_check_of_the_api_needs_no_token() -> None:
+    from chm_dagster.api.admission import PUBLIC
 
     assert PATHS["api"] <= PUBLIC
 
 
-def test_every_service_of_ours_starts_something() -> None:
+def test_every_service_of_the_image_has_a_command() -> None:
     ours = {name for name, spec in services(load()).items() if "build" in spec}
     assert ours == {service for service, _ in commands(load())} and len(ours) > 3
 
@@ -222,7 +229,8 @@ def test_the_workspace_names_a_module_and_the_location_that_the_containers_use_t
 
 def test_the_containers_workspace_points_at_the_code_server() -> None:
     remote = location("deploy/workspace.compose.yaml", "grpc_server")
-    words = services(load())[remote["host"]]["command"]
+    words = services(load())["code"]["command"]
     assert words[:3] == ["dagster", "code-server", "start"]
+    assert words[words.index("--host") + 1] == remote["host"]
     assert words[words.index("--port") + 1] == str(remote["port"])
     assert words[words.index("--module-name") + 1] == location("workspace.yaml", "python_module")["module_name"]

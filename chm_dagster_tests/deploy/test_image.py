@@ -1,12 +1,16 @@
-"""The image and what fills it: held to the rules that hadolint and a build would apply, without either."""
+"""The image and its build context follow the rules of hadolint and of a build, without needing either."""
 
 import fnmatch
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
+from chm_dagster.cli.up import FILES
 from chm_dagster_tests.deploy.compose import DOCKERFILE, ROOT, load, services
 
 Instruction = tuple[str, str]
@@ -19,7 +23,7 @@ def instructions(text: str) -> list[Instruction]:
 
 
 def complaints(text: str) -> Iterator[str]:
-    """What is wrong with a Dockerfile, one line each."""
+    """The problems of a Dockerfile, one line each."""
     found = instructions(text)
     last = dict(found)
     for keyword, arguments in found:
@@ -36,12 +40,17 @@ def complaints(text: str) -> Iterator[str]:
         if keyword == "RUN" and "pip install" in arguments and not re.search("--require-hashes|--no-deps", arguments):
             yield f"an install without hashes: {arguments}"
         if keyword == "COPY" and "--from" not in arguments:
-            yield from (f"COPY of what is not there: {s}" for s in arguments.split()[:-1] if not (ROOT / s).exists())
+            yield from (f"COPY of what is not there: {s}" for s in arguments.split()[:-1] if not is_there(s))
             yield from (f"COPY of what is kept out: {s}" for s in arguments.split()[:-1] if not let_in(s))
     if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", last.get("USER", "")):
         yield "it runs as root"
     if not last.get("CMD", "").startswith("["):
         yield "CMD goes through a shell"
+
+
+def is_there(source: str) -> bool:
+    """Whether a file is in the repository, or is built by `make wheel`."""
+    return (ROOT / source).exists() or source == "dist/*.whl"
 
 
 def let_in(path: str) -> bool:
@@ -67,14 +76,14 @@ def test_the_dockerfile_has_no_complaints() -> None:
         (r"^USER .*$", "", "as root"),
         (r"^CMD .*$", "CMD chm --help", "through a shell"),
         (r"--require-hashes ", "", "without hashes"),
-        (r"^COPY migrations migrations$", "ADD migrations migrations", "ADD"),
-        (r"^COPY migrations migrations$", "COPY migration migrations", "not there"),
-        (r"^COPY migrations migrations$", "COPY chm_dagster_tests migrations", "kept out"),
-        (r"^COPY migrations migrations$", "ENV CHM_API_TOKEN=x", "secret"),
-        (r"^COPY migrations migrations$", "RUN curl -s https://x | sh", "RUN"),
+        (r"^COPY dagster.yaml .*$", "ADD dagster.yaml dagster.yaml", "ADD"),
+        (r"^COPY dagster.yaml .*$", "COPY dagster.yml dagster.yaml", "not there"),
+        (r"^COPY dagster.yaml .*$", "COPY chm_dagster_tests migrations", "kept out"),
+        (r"^COPY dagster.yaml .*$", "ENV CHM_API_TOKEN=x", "secret"),
+        (r"^COPY dagster.yaml .*$", "RUN curl -s https://x | sh", "RUN"),
     ],
 )
-def test_a_spoiled_dockerfile_is_complained_about(found: str, spoiled: str, complaint: str) -> None:
+def test_a_tampered_dockerfile_has_complaints(found: str, spoiled: str, complaint: str) -> None:
     text, changes = re.subn(found, spoiled, DOCKERFILE.read_text(encoding="utf-8"), count=1, flags=re.MULTILINE)
     assert changes == 1
     assert any(complaint in line for line in complaints(text))
@@ -83,7 +92,7 @@ def test_a_spoiled_dockerfile_is_complained_about(found: str, spoiled: str, comp
 @pytest.mark.parametrize(
     "secret", [".env", "deploy/compose.env", ".chm/postgres.password", ".git/config", "partners.yaml"]
 )
-def test_no_secret_of_the_working_tree_enters_the_image(secret: str) -> None:
+def test_no_secret_from_the_working_tree_enters_the_image(secret: str) -> None:
     assert not let_in(secret)
 
 
@@ -104,13 +113,13 @@ def test_the_image_carries_the_packages_version() -> None:
     assert ours == {f"chm-dagster:{version}"}
 
 
-def test_the_image_runs_as_the_user_that_compose_runs_it_as() -> None:
+def test_the_image_and_compose_use_the_same_user() -> None:
     user = dict(instructions(DOCKERFILE.read_text()))["USER"]
     assert {spec["user"] for spec in services(load()).values() if "build" in spec} == {user}
 
 
-def test_every_folder_that_a_volume_covers_belongs_to_that_user() -> None:
-    # A named volume takes its owner from the folder that it covers; root's would be closed to us.
+def test_every_folder_under_a_volume_belongs_to_that_user() -> None:
+    # A named volume inherits the owner of the folder that it covers; we could not write to root's.
     made = DOCKERFILE.read_text()
     for name, spec in services(load()).items():
         for source, target, *_ in (str(v).split(":") for v in spec.get("volumes", []) if "build" in spec):
@@ -118,12 +127,19 @@ def test_every_folder_that_a_volume_covers_belongs_to_that_user() -> None:
                 assert re.search(rf"install -d -o 10001 -g 10001 [^\n]*{re.escape(target)}", made), f"{name}: {target}"
 
 
-def test_what_the_code_reads_beside_the_package_is_in_the_image() -> None:
-    copies = [
-        arguments.split()[:-1] for keyword, arguments in instructions(DOCKERFILE.read_text()) if keyword == "COPY"
-    ]
+def test_the_wheel_carries_what_the_code_reads_outside_the_package(wheel: Path) -> None:
     code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "chm_dagster").rglob("*.py"))
-    # `.env` is written for `dagster dev`, and the command beside it only in a working tree.
-    read = set(re.findall(r'(?:parents\[\d\]|\bROOT) / "([^"]+)"', code)) - {".env"}
-    assert {"contracts", "migrations", "dagster.yaml"} <= read, "the search found too little to mean anything"
-    assert read <= {source for sources in copies for source in sources}
+    read = set(re.findall(r'\b(?:shipped|configuration)\("([^"]+)"', code)) | set(FILES.values())
+    assert {"contracts/dashboard-queries.sql", "migrations", "dagster.yaml"} <= read, "the search found too little"
+    carried = {name.removeprefix("chm_dagster/_shipped/") for name in ZipFile(wheel).namelist()}
+    assert {name for name in read if not any(c == name or c.startswith(f"{name}/") for c in carried)} == set()
+
+
+def test_the_wheel_carries_nothing_that_is_not_in_the_repository(wheel: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    tracked = set(listed.splitlines())
+    names = [name for name in ZipFile(wheel).namelist() if "dist-info/" not in name]
+    assert {name for name in names if name.removeprefix("chm_dagster/_shipped/") not in tracked} == set()
+    assert len(names) > 100

@@ -1,8 +1,12 @@
-"""deploy/postgres-init.sql, run by psql on a server of its own, as the Postgres image runs it on first start."""
+"""deploy/postgres-init.sql, run by psql on a separate server, as the Postgres image runs it on first start."""
 
 import os
+import stat
 import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 import psycopg
@@ -15,23 +19,30 @@ from chm_dagster.warehouse import schema
 from chm_dagster.warehouse.engine import make_engine
 from chm_dagster_tests.deploy.compose import ROOT
 
+DAGSTER_PASSWORD = "another: one \\\\ with / @ and 'quotes'"
 PASSWORD = 'it\'s a $ecret: with \\ and "quotes" / @'
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    """A server that the script has set up."""
+    """A server that was set up by the script."""
     server = EmbeddedPostgres(tmp_path_factory.mktemp("compose"))
     with server.running():
         with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-            # The image gives the superuser the very password that the script then hands to the role.
+            # The image gives the superuser the same password that the script then gives to the role.
             connection.execute(sql.SQL("ALTER ROLE postgres PASSWORD {}").format(PASSWORD))
-        script = ROOT / "deploy" / "postgres-init.sql"
-        psql = [str(_programs(18) / "psql"), "-v", "ON_ERROR_STOP=1", "-X", "-f", str(script)]
-        environment = {"PATH": os.defpath, "POSTGRES_PASSWORD": PASSWORD}
+        psql = [str(_programs(18) / "psql"), "-v", "ON_ERROR_STOP=1", "-X"]
+        environment = {
+            "PATH": os.defpath,
+            "CHM_POSTGRES_PASSWORD": PASSWORD,
+            "CHM_DAGSTER_POSTGRES_PASSWORD": DAGSTER_PASSWORD,
+        }
         address = url(server, "postgres", "postgres")
-        done = subprocess.run([*psql, address], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
+        for script in ("postgres-init.sql", "postgres-superuser.sql"):
+            # Between the two, as on a server of somebody's own, the superuser's password still works.
+            command = [*psql, "-f", str(ROOT / "deploy" / script), address]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            assert done.returncode == 0, done.stderr
         yield server
 
 
@@ -51,23 +62,62 @@ def test_the_role_can_migrate_and_downgrade_its_own_database(server: EmbeddedPos
     engine.dispose()
 
 
-def test_the_role_has_dagsters_database_too_and_no_right_beyond_the_two(server: EmbeddedPostgres) -> None:
-    with psycopg.connect(url(server, "chm_dagster"), autocommit=True) as connection:
+@pytest.mark.parametrize(("role", "password"), [("chm", PASSWORD), ("chm_dagster", DAGSTER_PASSWORD)])
+def test_each_role_owns_its_database_alone_and_has_no_other_rights(
+    server: EmbeddedPostgres, role: str, password: str
+) -> None:
+    with psycopg.connect(url(server, role, role, password), autocommit=True) as connection:
         connection.execute("CREATE TABLE t ()")
-        rights = "SELECT rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls FROM pg_roles WHERE rolname = 'chm'"
-        assert connection.execute(rights).fetchone() == (False,) * 5
+        rights = (
+            "SELECT rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls FROM pg_roles WHERE rolname = %s"
+        )
+        assert connection.execute(rights, [role]).fetchone() == (False,) * 5
         for statement in ("CREATE ROLE other", "CREATE DATABASE other", "COPY t FROM PROGRAM 'true'"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(statement)
+        connection.execute("DROP TABLE t")
+    (other,) = {"chm", "chm_dagster"} - {role}
+    with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+        psycopg.connect(url(server, other, role, password))
 
 
-def test_a_wrong_password_and_the_superuser_without_one_are_turned_away(server: EmbeddedPostgres) -> None:
+def test_the_entrypoint_hands_each_password_to_libpq_and_not_to_the_program(
+    server: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    file = tmp_path / "pgpass"
+    script = """
+        import os, sys, psycopg
+        assert not [name for name in os.environ if "PASSWORD" in name], "still in the environment"
+        for url in sys.argv[1:]:
+            psycopg.connect(url).close()
+    """
+    addresses = [without_password(server, role) for role in ("chm", "chm_dagster")]
+    command = [str(ROOT / "deploy/entrypoint.sh"), sys.executable, "-c", textwrap.dedent(script)]
+    environment = {"PATH": os.defpath, "PGPASSFILE": str(file)}
+    passwords = {"CHM_POSTGRES_PASSWORD": PASSWORD, "CHM_DAGSTER_POSTGRES_PASSWORD": DAGSTER_PASSWORD}
+
+    def start(own: dict[str, str], *urls: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([*command, *urls], capture_output=True, text=True, env={**environment, **own})
+
+    done = start(passwords, *addresses)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    one = {"CHM_POSTGRES_PASSWORD": PASSWORD}
+    assert start(one, addresses[0]).returncode == 0
+    assert start(one, addresses[1]).returncode != 0, "a service has only the passwords that it was given"
+
+
+def without_password(server: EmbeddedPostgres, role: str) -> str:
+    return f"postgresql://{role}@{server.url(role).split('@', 1)[1]}"
+
+
+def test_a_wrong_password_and_a_superuser_without_one_are_rejected(server: EmbeddedPostgres) -> None:
     for user, password in (("chm", "wrong"), ("postgres", PASSWORD)):
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
             psycopg.connect(url(server, "chm", user, password))
 
 
-def test_others_may_not_even_connect(server: EmbeddedPostgres) -> None:
+def test_other_roles_cannot_connect(server: EmbeddedPostgres) -> None:
     with psycopg.connect(url(server, "chm"), autocommit=True) as connection:
         query = "SELECT datname FROM pg_database WHERE has_database_privilege('pg_monitor', datname, 'CONNECT') AND datname LIKE 'chm%'"
         assert connection.execute(query).fetchall() == []

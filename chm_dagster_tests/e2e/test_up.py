@@ -1,4 +1,4 @@
-"""`chm up` as a person starts it: a process of its own, from an empty home to a served Dagster UI, and back."""
+"""`chm up` as a person starts it: a separate process, from an empty home to a running Dagster UI and back."""
 
 import os
 import queue
@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from chm_dagster.cli.stack import ROOT
+from chm_dagster_tests.another_user import ask, connectable, needs_root, readable
 
 READY = "Ctrl-C stops all of it."
 STATE = """{
@@ -33,15 +34,14 @@ def free_port() -> int:
 
 
 class Up:
-    """A running `chm up`, its output read along."""
+    """A running `chm up` whose output is being read."""
 
     def __init__(self, home: Path, ports: dict[str, int]) -> None:
-        # Every minute, so that a test can see the schedule tick by itself.
-        own = {"CHM_HOME": str(home), "CHM_SWEEP_CRON": "* * * * *", **{name: str(p) for name, p in ports.items()}}
+        # Every minute, so that a test sees the schedule tick.
+        own = {"CHM_HOME": str(home), "CHM_SYNC_CRON": "* * * * *", **{name: str(p) for name, p in ports.items()}}
         self.environment = {**os.environ, **own}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "chm_dagster.cli.main", "up"],
-            cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -79,12 +79,12 @@ def ports() -> dict[str, int]:
 
 
 @pytest.fixture
-def up(tmp_path: Path, ports: dict[str, int]) -> Iterator[Callable[[], Up]]:
-    """Starts `chm up` on one and the same home, however often it is called."""
+def up(tmp_path: Path, ports: dict[str, int]) -> Iterator[Callable[..., Up]]:
+    """Starts `chm up` in the same home every time it is called."""
     started: list[Up] = []
 
-    def start() -> Up:
-        started.append(Up(tmp_path / "home", ports))
+    def start(home: Path = tmp_path / "home") -> Up:
+        started.append(Up(home, ports))
         return started[-1]
 
     yield start
@@ -92,6 +92,14 @@ def up(tmp_path: Path, ports: dict[str, int]) -> Iterator[Callable[[], Up]]:
         if one.process.poll() is None:
             one.process.kill()
             one.process.wait()
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that everybody can enter. Pytest's own are private, and would hide what CHM leaves open."""
+    with tempfile.TemporaryDirectory(prefix="chm-test-", dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def state(port: int) -> dict[str, Any]:
@@ -121,15 +129,15 @@ def processes_of(home: Path) -> list[psutil.Process]:
     return [p for p in found if p.pid != os.getpid()]
 
 
-def swept_by_schedule(port: int) -> bool:
+def synced_by_schedule(port: int) -> bool:
     return any(
-        run["status"] == "SUCCESS" and {"key": "dagster/schedule_name", "value": "sweep"} in run["tags"]
+        run["status"] == "SUCCESS" and {"key": "dagster/schedule_name", "value": "sync_schedule"} in run["tags"]
         for run in state(port)["runsOrError"]["results"]
     )
 
 
 @pytest.mark.slow
-def test_from_an_empty_home_to_a_ticking_schedule_and_back_and_on(
+def test_an_empty_home_starts_stops_and_starts_again_with_a_ticking_schedule(
     up: Callable[[], Up], ports: dict[str, int], tmp_path: Path
 ) -> None:
     home, ui = tmp_path / "home", ports["CHM_UI_PORT"]
@@ -139,7 +147,7 @@ def test_from_an_empty_home_to_a_ticking_schedule_and_back_and_on(
     assert "inserted" in "".join(first.lines)
     stats = state(ui)["assetNodeOrError"]["partitionStats"]
     assert stats["numPartitions"] == stats["numMaterialized"] == 24
-    assert until(lambda: swept_by_schedule(ui), 150), "the schedule did not tick by itself"
+    assert until(lambda: synced_by_schedule(ui), 150), "the schedule did not tick by itself"
     daemons = state(ui)["instance"]["daemonHealth"]["allDaemonStatuses"]
     assert all(daemon["healthy"] for daemon in daemons if daemon["required"])
     api = f"http://127.0.0.1:{ports['CHM_API_PORT']}"
@@ -150,7 +158,6 @@ def test_from_an_empty_home_to_a_ticking_schedule_and_back_and_on(
     second = subprocess.run(
         [sys.executable, "-m", "chm_dagster.cli.main", "up"],
         env=first.environment,
-        cwd=ROOT,
         capture_output=True,
         text=True,
     )
@@ -169,13 +176,36 @@ def test_from_an_empty_home_to_a_ticking_schedule_and_back_and_on(
 
     third = up()
     third.wait_for(READY)
-    # The moment after the last line, Ctrl-C may still count as one during the start.
+    # Right after the last line, Ctrl-C may still count as one during startup.
     assert third.stop() in (0, 130)
     assert until(lambda: processes_of(home) == [], 20), processes_of(home)
 
 
+@pytest.mark.slow
+@needs_root
+def test_another_user_of_the_machine_can_read_nothing_and_start_nothing(
+    up: Callable[..., Up], ports: dict[str, int], public_folder: Path
+) -> None:
+    home = public_folder / "home"
+    one = up(home)
+    one.wait_for(READY)
+    # The schedule's runs have written their logs by now, and the code server has started.
+    assert until(lambda: synced_by_schedule(ports["CHM_UI_PORT"]), 150)
+    sockets = {c.laddr for p in processes_of(home) for c in p.net_connections("unix") if str(c.laddr).startswith("/")}
+    assert {"postgres", "code server"} <= {"postgres" if ".s.PGSQL" in str(s) else "code server" for s in sockets}
+    assert readable(home) == []
+    assert connectable(sorted(map(str, sockets))) == []
+    body = '{"query": "mutation { terminateRun(runId: \\"x\\") { __typename } }"}'
+    head = "POST /graphql HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    answer = ask(f"http://127.0.0.1:{ports['CHM_UI_PORT']}", f"{head}Content-Length: {len(body)}\r\n\r\n{body}")
+    assert answer.startswith("HTTP/1.1 403 ")
+    assert one.stop() == 0
+
+
 @pytest.mark.parametrize("setting", ["CHM_UI_PORT", "CHM_API_PORT"])
-def test_a_port_in_use_is_one_line_that_names_the_setting(tmp_path: Path, ports: dict[str, int], setting: str) -> None:
+def test_a_port_in_use_is_reported_in_one_line_that_names_the_setting(
+    tmp_path: Path, ports: dict[str, int], setting: str
+) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", ports[setting]))
         other.listen()

@@ -1,4 +1,4 @@
-"""What a partner has and the inventory lacks, as inventory YAML that can be applied."""
+"""Pipelines that a partner has and the inventory lacks, as inventory YAML that can be applied."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -6,10 +6,10 @@ from uuid import uuid4
 
 import pytest
 
-from chm_dagster.domain.inventory import Environment, Pipeline, PipelineType, Platform
+from chm_dagster.domain.pipelines import Environment, Pipeline, PipelineType, Platform
 from chm_dagster.errors import ConfigError
 from chm_dagster.ingestion import inventory_apply, inventory_file
-from chm_dagster.ingestion.discovery import as_inventory, lacking
+from chm_dagster.ingestion.inventory_apply import as_inventory, lacking
 from chm_dagster.partners.port import Partner, SourcePipeline
 from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.warehouse import Warehouse
@@ -54,7 +54,7 @@ def ids(found: list[SourcePipeline]) -> list[str]:
     return [one.external_id for one in found]
 
 
-def test_what_the_inventory_holds_under_this_connection_is_left_out() -> None:
+def test_pipelines_already_in_the_inventory_are_left_out() -> None:
     here, other = partner(), partner("other")
     partners = {"acme-airflow": here, "other": other}
     found = [source("a"), source("b"), source("c"), source("d")]
@@ -73,7 +73,7 @@ def test_a_pipeline_that_names_no_connection_counts_for_its_platforms_default() 
     assert ids(lacking([source("a"), source("b")], known, here, {"acme-airflow": here})) == ["b"]
 
 
-def test_names_that_are_not_unique_are_told_apart_by_their_ids() -> None:
+def test_duplicate_names_are_distinguished_by_their_ids() -> None:
     found = [
         source("1", "prod"),
         source("2", "prod"),
@@ -99,12 +99,12 @@ def test_long_names_fit_the_inventory() -> None:
     assert all(len(slug) <= 100 and len(p["name"]) <= 200 for slug, p in made.items())
 
 
-def test_a_partner_of_any_platform_cannot_say_what_its_pipelines_are() -> None:
+def test_the_platform_of_a_generic_partners_pipelines_is_unknown() -> None:
     with pytest.raises(ConfigError, match="does not say where its pipelines run"):
         as_inventory([source("a")], partner(platform=None), ("acme", "Acme"))
 
 
-def test_what_was_discovered_can_be_applied_and_is_then_not_lacking(engine: Engine) -> None:
+def test_discovered_pipelines_can_be_applied_and_are_then_complete(engine: Engine) -> None:
     here = partner()
     found = [source("a", "Orders"), source("b", "Orders"), source("c:d/e", "no")]
     text = inventory_file.dump(as_inventory(found, here, ("acme", "Acme GmbH")))

@@ -1,6 +1,5 @@
-"""The inventory as a file: what it means, what is wrong with it by line, and that applying it is all or nothing."""
+"""The inventory as a file: its meaning, its mistakes by line, and all-or-nothing application."""
 
-import dataclasses
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,7 +8,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chm_dagster.domain.inventory import Environment, Platform
+from chm_dagster.domain.pipelines import Environment, Pipeline, Platform
 from chm_dagster.errors import Conflict, InputError
 from chm_dagster.ingestion.inventory_apply import ApplyReport, apply, export
 from chm_dagster.ingestion.inventory_file import dump, parse
@@ -63,7 +62,7 @@ def pipeline(text: str) -> dict[str, Any]:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_clients_their_rules_their_pipelines_and_the_rules_of_those() -> None:
+def test_a_file_contains_clients_pipelines_and_their_rules() -> None:
     found = [(wanted.kind, wanted.key, wanted.line) for wanted in parse(FILE)]
     assert found == [
         ("client", "acme", 2),
@@ -78,20 +77,20 @@ def test_a_file_is_clients_their_rules_their_pipelines_and_the_rules_of_those() 
 
 
 @pytest.mark.parametrize("text", ["no", "007", "1.50", "2026-01-31", "1:30", "0x10", "1e3", "null-ish", "on", "~x"])
-def test_a_text_is_what_is_spelled_not_what_yaml_makes_of_it(text: str) -> None:
+def test_a_text_is_read_as_written_and_not_as_yaml_interprets_it(text: str) -> None:
     assert pipeline(f"name: {text}\nexternal_id: {text}") == {"name": text, "external_id": text}
 
 
-def test_numbers_flags_and_null_are_themselves() -> None:
+def test_numbers_booleans_and_null_keep_their_type() -> None:
     found = pipeline("grace_minutes: 010\nmax_runtime_minutes: null\ndescription: ~\nexternal_id:\nis_active: no")
     assert found["grace_minutes"] == 10
     assert found["is_active"] is False
     assert [found[name] for name in ("max_runtime_minutes", "description", "external_id")] == [None, None, None]
-    # What is quoted is a text, and so refused further on where a number is wanted.
+    # A quoted value is a text, and so is rejected later where a number is expected.
     assert pipeline("grace_minutes: '10'\nis_active: 'no'") == {"grace_minutes": "10", "is_active": "no"}
 
 
-def test_anchors_may_be_merged_in_and_what_is_written_wins() -> None:
+def test_anchors_can_be_merged_and_explicit_keys_win() -> None:
     text = """
 x-airflow: &airflow {platform: airflow, pipeline_type: ingestion, environment: dev}
 x-late: &late {<<: *airflow, grace_minutes: 60}
@@ -109,18 +108,24 @@ clients:
     }
 
 
-def test_merges_upon_merges_cost_no_more_than_they_say() -> None:
-    levels = ["x-0: &x0 {name: n}"]
-    levels += [f"x-{n}: &x{n} {{<<: [{', '.join([f'*x{n - 1}'] * 10)}]}}" for n in range(1, 30)]
-    text = "\n".join([*levels, "clients: {acme: {<<: *x29}}"])
-    assert fields(text, "acme") == {"name": "n"}
+def merges(levels: int) -> str:
+    lines = ["x-0: &x0 {name: n}"]
+    lines += [f"x-{n}: &x{n} {{<<: [{', '.join([f'*x{n - 1}'] * 10)}]}}" for n in range(1, levels)]
+    return "\n".join([*lines, f"clients: {{acme: {{<<: *x{levels - 1}}}}}"])
 
 
-def test_an_anchor_that_merges_itself_ends() -> None:
-    assert fields("clients: {acme: &a {name: x, <<: *a}}", "acme") == {"name": "x"}
+def test_aliases_that_expand_the_file_to_many_times_its_size_are_refused() -> None:
+    assert fields(merges(3), "acme") == {"name": "n"}
+    said = "line 5: the aliases expand the file to many times its size; write fewer of them"
+    assert problems(merges(30)) == [said]
 
 
-def test_everything_that_is_wrong_is_told_by_line_in_the_order_of_the_lines() -> None:
+def test_an_anchor_that_merges_itself_is_refused() -> None:
+    said = "line 1: an alias that refers to itself; write out what is meant"
+    assert problems("clients: {acme: &a {name: x, <<: *a}}") == [said]
+
+
+def test_all_mistakes_are_reported_by_line_in_order() -> None:
     text = """\
 clients:
   acme:
@@ -135,16 +140,16 @@ clients:
 """
     assert problems(text) == [
         "line 3: acme: nam: unknown field; did you mean name?",
-        "line 4: acme: slug: unknown field; the slug is the name that all of this stands under",
+        "line 4: acme: slug: unknown field; the slug is the key that this is listed under",
         "line 6: acme: pipelines: Orders 2: not a slug; use a-z, 0-9 and single dashes between them, such as cafe-nord",
-        "line 7: acme/orders: name: holds more than one value; write a single one",
+        "line 7: acme/orders: name: must be a single value",
         "line 8: acme: pipelines: orders: stands here again, after line 7; merge the two",
-        "line 9: acme: rules: not a list; write each rule behind a dash",
+        "line 9: acme: rules: must be a list; write each rule after a dash",
         "line 10: clients: acme: stands here again, after line 2; merge the two",
     ]
 
 
-def test_a_channel_that_yaml_takes_for_a_comment_is_noticed() -> None:
+def test_a_channel_that_yaml_reads_as_a_comment_is_noticed() -> None:
     text = "clients:\n  acme:\n    rules:\n      - rule_type: on_failure\n        channel: slack\n        destination: #acme\n"
     assert problems(text) == ['line 6: acme: destination: empty; one that begins with # needs quotes: "#alerts"']
 
@@ -154,20 +159,20 @@ def test_a_channel_that_yaml_takes_for_a_comment_is_noticed() -> None:
     [
         ("", "line 1: clients: missing; a file begins with it: see `chm inventory export`"),
         ("client: {}", "line 1: client: unknown field; did you mean clients?"),
-        ("- a", "line 1: file: not a map; write names with a colon behind them"),
-        ("clients: [a]", "line 1: clients: not a map; write names with a colon behind them"),
-        ("clients: {acme: 3}", "line 1: acme: not a map; write names with a colon behind them"),
-        ("clients:\n  acme: {rules: [3]}", "line 2: acme rule: not a map; write names with a colon behind them"),
-        ("clients: {[a]: 3}", "line 1: clients: holds a name that is no text"),
-        ("clients:\n\tacme: {}", "line 2: not YAML: found character that cannot start any token; indent with blanks"),
-        ("clients: {acme: {name: *x}}", "line 1: not YAML: found undefined alias; indent with blanks, and quote texts"),
+        ("- a", "line 1: file: must be a map; write names followed by a colon"),
+        ("clients: [a]", "line 1: clients: must be a map; write names followed by a colon"),
+        ("clients: {acme: 3}", "line 1: acme: must be a map; write names followed by a colon"),
+        ("clients:\n  acme: {rules: [3]}", "line 2: acme rule: must be a map; write names followed by a colon"),
+        ("clients: {[a]: 3}", "line 1: clients: has a name that is not text"),
+        ("clients:\n\tacme: {}", "line 2: not YAML: found character that cannot start any token; indent with spaces"),
+        ("clients: {acme: {name: *x}}", "line 1: not YAML: found undefined alias; indent with spaces, and quote texts"),
         ("clients: {}\n---\nclients: {}", "line 2: not YAML: but found another document"),
-        ("clients: \x01", "file: not YAML: unacceptable character #x0001"),
-        ("[" * 100_000 + "]" * 100_000, "line 1: nested too deeply; clients hold pipelines and rules, and that is all"),
+        ("clients: \x01", "line 1: not YAML: unacceptable character #x0001"),
+        ("[" * 100_000 + "]" * 100_000, "line 1: nested too deeply; at most 32 levels are accepted"),
         ("clients: " + "{a: " * 5_000, "line 1: nested too deeply"),
     ],
 )
-def test_a_file_that_is_no_inventory_is_told_why(text: str, problem: str) -> None:
+def test_a_file_that_is_not_an_inventory_is_rejected_with_the_reason(text: str, problem: str) -> None:
     assert problems(text)[0].startswith(problem)
 
 
@@ -191,8 +196,8 @@ def warehouse(engine: sa.Engine) -> Warehouse:
     return Warehouse(engine)
 
 
-def take(warehouse: Warehouse, text: str, *, rehearsal: bool = False) -> ApplyReport:
-    return apply(warehouse, parse(text), rehearsal=rehearsal)
+def take(warehouse: Warehouse, text: str, *, dry_run: bool = False) -> ApplyReport:
+    return apply(warehouse, parse(text), dry_run=dry_run)
 
 
 def counts(report: ApplyReport) -> tuple[int, int, int]:
@@ -215,7 +220,7 @@ def refused(warehouse: Warehouse, text: str) -> list[str]:
     return [f"{field}: {issue}" for field, issue in error.value.details]
 
 
-def test_a_file_is_applied_once_and_then_there_is_nothing_to_do(warehouse: Warehouse, engine: sa.Engine) -> None:
+def test_applying_a_file_twice_changes_nothing_the_second_time(warehouse: Warehouse, engine: sa.Engine) -> None:
     assert counts(take(warehouse, FILE)) == (6, 0, 0)
     orders = warehouse.pipelines.get("acme/orders")
     assert (orders.name, orders.platform, orders.grace_minutes) == ("Daily orders", Platform.AIRFLOW, 15)
@@ -224,7 +229,7 @@ def test_a_file_is_applied_once_and_then_there_is_nothing_to_do(warehouse: Wareh
     assert everything(engine) == before
 
 
-def test_what_is_left_out_stays_and_null_empties(warehouse: Warehouse) -> None:
+def test_omitted_fields_stay_and_null_clears(warehouse: Warehouse) -> None:
     take(warehouse, FILE)
     report = take(warehouse, "clients: {acme: {pipelines: {orders: {grace_minutes: null, environment: dev}}}}")
     assert counts(report) == (0, 1, 1)
@@ -237,20 +242,20 @@ def test_what_is_left_out_stays_and_null_empties(warehouse: Warehouse) -> None:
     assert len(warehouse.clients.list().items) == 2
 
 
-def test_a_rehearsal_tells_all_and_writes_nothing(warehouse: Warehouse, engine: sa.Engine) -> None:
+def test_a_dry_run_reports_everything_and_writes_nothing(warehouse: Warehouse, engine: sa.Engine) -> None:
     before = everything(engine)
-    told = take(warehouse, FILE, rehearsal=True)
+    plan = take(warehouse, FILE, dry_run=True)
     assert everything(engine) == before
-    assert told == take(warehouse, FILE)
+    assert plan == take(warehouse, FILE)
 
 
-def test_a_rehearsal_finds_what_only_the_database_can_know(warehouse: Warehouse) -> None:
+def test_a_dry_run_finds_conflicts_that_only_the_database_knows(warehouse: Warehouse) -> None:
     warehouse.clients.create("Acme GmbH", "other")
     with pytest.raises(Conflict, match="line 3: acme: name: another client has this name"):
-        take(warehouse, FILE, rehearsal=True)
+        take(warehouse, FILE, dry_run=True)
 
 
-def test_disabling_is_said_in_the_file_and_so_is_enabling(warehouse: Warehouse) -> None:
+def test_disabling_and_enabling_are_explicit_in_the_file(warehouse: Warehouse) -> None:
     take(warehouse, FILE)
     off = "clients: {acme: {is_active: false, pipelines: {orders: {is_active: false}}}}"
     assert counts(take(warehouse, off)) == (0, 2, 0)
@@ -263,7 +268,7 @@ def test_disabling_is_said_in_the_file_and_so_is_enabling(warehouse: Warehouse) 
     assert not warehouse.pipelines.get("new/p").is_active
 
 
-def test_after_any_error_nothing_was_written(warehouse: Warehouse, engine: sa.Engine) -> None:
+def test_any_error_writes_nothing(warehouse: Warehouse, engine: sa.Engine) -> None:
     take(warehouse, FILE)
     assert refused(
         warehouse,
@@ -283,11 +288,11 @@ clients:
 """,
     ) == [
         "line 11: acme rule: threshold: has no meaning for a rule of type on_failure; leave it out",
-        "line 7: acme/orders: platform: not one of " + ", ".join(Platform),
-        "line 6: acme/orders: grace_minutes: out of range; send a whole number from 0 to 5256000",
-        "line 9: acme/new: platform: missing; it is required",
-        "line 9: acme/new: pipeline_type: missing; it is required",
-        "line 12: other: name: missing; it is required",
+        "line 7: acme/orders: platform: must be one of " + ", ".join(Platform) + "; did you mean airflow?",
+        "line 6: acme/orders: grace_minutes: must be at least 0",
+        "line 9: acme/new: platform: is required",
+        "line 9: acme/new: pipeline_type: is required",
+        "line 12: other: name: is required",
     ]
     assert refused(
         warehouse,
@@ -303,13 +308,15 @@ clients:
         pipeline_type: export
         external_id: orders_daily
 """,
-    )[0].startswith("line 10: acme/orders2: external_id: another pipeline of this client has this id on this platform")
+    )[0].startswith(
+        "line 10: acme/orders2: external_id: another pipeline of this client has this id on this connection"
+    )
     assert refused(warehouse, "clients: {acme: {pipelines: {invoices: {schedule_timezone: UTC}}}}")[0].startswith(
-        "line 1: acme/invoices: schedule_timezone: has no meaning without a schedule_cron"
+        "line 1: acme/invoices: schedule_timezone: has no meaning without schedule_cron"
     )
 
 
-def test_a_rule_goes_by_what_it_is_about_its_type_and_whom_it_tells(warehouse: Warehouse) -> None:
+def test_a_rule_is_identified_by_scope_type_and_destination(warehouse: Warehouse) -> None:
     take(warehouse, FILE)
     rule = FILE.replace("threshold: 3", "threshold: 5")
     report = take(warehouse, rule)
@@ -320,7 +327,7 @@ def test_a_rule_goes_by_what_it_is_about_its_type_and_whom_it_tells(warehouse: W
     assert len(warehouse.rules.list().items) == 3
 
 
-def test_a_rule_in_a_file_is_the_enabled_one_of_its_kind(warehouse: Warehouse) -> None:
+def test_a_rule_in_a_file_matches_the_enabled_one(warehouse: Warehouse) -> None:
     take(warehouse, FILE)
     old = next(rule for rule in warehouse.rules.list().items if rule.threshold == 3)
     warehouse.rules.disable(old.id)
@@ -338,7 +345,7 @@ def test_a_rule_in_a_file_is_the_enabled_one_of_its_kind(warehouse: Warehouse) -
     assert [warehouse.rules.get(rule.id).threshold for rule in (old, new)] == [3, 9]
 
 
-def test_a_rule_twice_in_a_file_is_one_too_many(warehouse: Warehouse) -> None:
+def test_a_duplicate_rule_in_a_file_is_an_error(warehouse: Warehouse) -> None:
     twice = (
         "clients:\n  acme:\n    name: Acme\n    rules:\n"
         + "      - {rule_type: on_failure, channel: slack, destination: x}\n" * 2
@@ -347,7 +354,7 @@ def test_a_rule_twice_in_a_file_is_one_too_many(warehouse: Warehouse) -> None:
 
 
 def full_inventory(warehouse: Warehouse) -> None:
-    """One of everything, and everything disabled at least once."""
+    """One of everything, with everything disabled at least once."""
     take(warehouse, FILE)
     take(
         warehouse,
@@ -364,7 +371,7 @@ def full_inventory(warehouse: Warehouse) -> None:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_what_is_exported_is_applied_without_a_difference(warehouse: Warehouse, engine: sa.Engine, full: bool) -> None:
+def test_applying_an_export_changes_nothing(warehouse: Warehouse, engine: sa.Engine, full: bool) -> None:
     full_inventory(warehouse)
     before = everything(engine)
     text = dump(export(warehouse, full=full))
@@ -374,7 +381,7 @@ def test_what_is_exported_is_applied_without_a_difference(warehouse: Warehouse, 
     assert everything(engine) == before
 
 
-def test_what_is_exported_makes_the_same_inventory_elsewhere(warehouse: Warehouse, empty_database_url: str) -> None:
+def test_an_export_recreates_the_same_inventory_elsewhere(warehouse: Warehouse, empty_database_url: str) -> None:
     full_inventory(warehouse)
     text = dump(export(warehouse))
     elsewhere = Warehouse(make_engine(empty_database_url))
@@ -384,7 +391,7 @@ def test_what_is_exported_makes_the_same_inventory_elsewhere(warehouse: Warehous
     elsewhere.close()
 
 
-def test_a_full_export_brings_every_field_back(warehouse: Warehouse) -> None:
+def test_a_full_export_contains_every_field(warehouse: Warehouse) -> None:
     take(warehouse, FILE)
     brief, full = dump(export(warehouse)), dump(export(warehouse, full=True))
     warehouse.pipelines.update("acme/invoices", {"description": "changed", "is_active": False})
@@ -393,16 +400,24 @@ def test_a_full_export_brings_every_field_back(warehouse: Warehouse) -> None:
     assert warehouse.pipelines.get("acme/invoices").description is None
 
 
-def test_an_empty_inventory_is_a_file_to_begin_with(warehouse: Warehouse) -> None:
+def test_an_empty_inventory_exports_a_template(warehouse: Warehouse) -> None:
     text = dump(export(warehouse))
     assert text.startswith("# The inventory of CHM")
     assert counts(take(warehouse, text)) == (0, 0, 0)
 
 
-def test_every_field_of_the_resource_layer_can_be_written(warehouse: Warehouse) -> None:
+def test_every_field_of_the_api_can_be_written_in_a_file(warehouse: Warehouse) -> None:
     take(warehouse, FILE)
-    known = {field.name for field in dataclasses.fields(warehouse.pipelines.get("acme/orders"))}
+    known = set(Pipeline.model_fields)
     exported = set(export(warehouse, full=True)["clients"]["acme"]["pipelines"]["orders"])
     assert known - exported == {
         *("id", "client_id", "client_slug", "client_name", "slug", "synced_through", "created_at", "updated_at"),
+        *("observed_through", "sync_failing_since", "sync_error", "sync_error_code", "due_at"),
     }
+
+
+def test_a_client_whose_name_differs_from_another_by_case_only_is_warned_of(warehouse: Warehouse) -> None:
+    warehouse.clients.create("ACME", "big")
+    report = take(warehouse, "clients:\n  acme:\n    name: Acme\n")
+    assert report.warnings == ["line 3: acme: name: client big has the same name in another case"]
+    assert take(warehouse, "clients:\n  acme:\n    name: Acme\n").warnings == []

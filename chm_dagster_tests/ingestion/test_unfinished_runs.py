@@ -1,4 +1,4 @@
-"""Runs that the ledger believes unfinished do not run for ever, and what is known of a run is not lost."""
+"""Runs that are unfinished in the ledger do not run forever, and known details of a run are not lost."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -8,22 +8,30 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from chm_dagster.domain.runs import OpenRun, RunStatus, ToldRun
+from chm_dagster.domain.runs import KnownDetails, OpenRun, RunStatus
+from chm_dagster.domain.sync import IngestReport
 from chm_dagster.ingestion.ingest import ingest, remap
 from chm_dagster.ingestion.landing import Landing, LandingZone
-from chm_dagster.ingestion.report import IngestReport
-from chm_dagster.partners.generic.mapping import GenericMapping
-from chm_dagster.partners.port import Capabilities, Done, Failed, Gone, Page, Partner, Target
-from chm_dagster.warehouse.heartbeats import Signal, ping
-from chm_dagster.warehouse.inventory import ingested_pipelines
-from chm_dagster.warehouse.open_runs import open_runs, told_runs
-from chm_dagster.warehouse.runs import merge_runs
+from chm_dagster.partners.platforms.generic import GenericMapper
+from chm_dagster.partners.port import (
+    Capabilities,
+    Partner,
+    PipelinesFailed,
+    PipelinesSynced,
+    RecordBatch,
+    RunsNotFound,
+    SyncTarget,
+)
+from chm_dagster.warehouse.inventory.pipelines import ingested_pipelines
+from chm_dagster.warehouse.ledger.heartbeats import Signal, ping
+from chm_dagster.warehouse.ledger.merge import merge_runs
+from chm_dagster.warehouse.ledger.runs import failing_runs, known_details, open_runs
 from chm_dagster.warehouse.warehouse import Warehouse
-from chm_dagster_tests.factories import T0, FakeFeed, add_pipeline, minutes, observation, record, rows, told
+from chm_dagster_tests.factories import T0, FakeFeed, add_pipeline, minutes, observation, one_page, record, rows
 
 LATER = T0 + timedelta(hours=2)
 CAN = Capabilities(finds_deletions=True, looks_further=True, reopens=True)
-Event = Page | Done | Failed | Gone
+Event = RecordBatch | PipelinesSynced | PipelinesFailed | RunsNotFound
 
 
 @pytest.fixture
@@ -34,10 +42,10 @@ def zone(landing_root: Path) -> LandingZone:
 def run(
     engine: sa.Engine, feed: FakeFeed, landing: Landing, capabilities: Capabilities = CAN, **more: Any
 ) -> IngestReport:
-    partners = {"default": Partner("default", lambda: feed, GenericMapping(reopens=True), capabilities=capabilities)}
+    partners = {"default": Partner("default", lambda: feed, GenericMapper(reopens=True), capabilities=capabilities)}
     report = ingest(engine, partners, ingested_pipelines(engine), landing, **more)
     assert all(p.accounted_for for p in report.pipelines.values())
-    assert landing.count_records() == report.total("fetched")
+    assert landing.count_records() == report.fetched
     return report
 
 
@@ -46,18 +54,18 @@ def ledger(engine: sa.Engine) -> dict[str, Any]:
     return {row["external_run_id"]: dict(row) for row in rows(engine, query)}
 
 
-def vanishing(target: Target) -> Sequence[Event]:
-    """A partner that has none of the runs that the ledger believes unfinished."""
-    gone = [Gone(target.external_id, target.open_runs, LATER)] if target.open_runs else []
-    return [*gone, Done([target.external_id], LATER - minutes(5), LATER)]
+def vanishing(target: SyncTarget) -> Sequence[Event]:
+    """A partner that has none of the runs that are unfinished in the ledger."""
+    gone = [RunsNotFound(target.external_id, target.open_runs, LATER)] if target.open_runs else []
+    return [*gone, PipelinesSynced([target.external_id], LATER - minutes(5), LATER)]
 
 
-def test_a_run_that_vanished_while_it_ran_ends_as_deleted_and_stays(engine: sa.Engine, zone: LandingZone) -> None:
+def test_a_run_that_vanished_while_running_ends_as_deleted_and_stays(engine: sa.Engine, zone: LandingZone) -> None:
     add_pipeline(engine)
     running = record("r1", "running", note="kept")
-    run(engine, FakeFeed(lambda t: told(t.external_id, running, record("r2"))), zone.open("one"))
+    run(engine, FakeFeed(lambda t: one_page(t.external_id, running, record("r2"))), zone.open("one"))
     report = run(engine, FakeFeed(vanishing), zone.open("two"))
-    assert (report.total("fetched"), report.total("updated")) == (1, 1)
+    assert (report.fetched, report.counts.updated) == (1, 1)
     found = ledger(engine)
     assert found["r1"]["status"] == "canceled"
     assert found["r1"]["status_reason"] == "deleted at the source"
@@ -65,13 +73,13 @@ def test_a_run_that_vanished_while_it_ran_ends_as_deleted_and_stays(engine: sa.E
     assert found["r1"]["payload"]["note"] == "kept"
     assert found["r2"]["status"] == "success"
     again = run(engine, FakeFeed(vanishing), zone.open("three"))
-    assert again.total("fetched") == 0
+    assert again.fetched == 0
 
 
-def test_only_unfinished_runs_of_the_pipeline_are_asked_about(engine: sa.Engine, zone: LandingZone) -> None:
+def test_only_unfinished_runs_of_the_pipeline_are_looked_up(engine: sa.Engine, zone: LandingZone) -> None:
     for name in ("one", "other"):
         add_pipeline(engine, name)
-    feed = FakeFeed(lambda t: told(t.external_id, record(f"{t.external_id}-r", "running"), record("done")))
+    feed = FakeFeed(lambda t: one_page(t.external_id, record(f"{t.external_id}-r", "running"), record("done")))
     run(engine, feed, zone.open("one"))
     assert [t.open_runs for t in feed.asked] == [(), ()]
     run(engine, feed, zone.open("two"))
@@ -79,70 +87,72 @@ def test_only_unfinished_runs_of_the_pipeline_are_asked_about(engine: sa.Engine,
     assert asked == {"acme-one": ["acme-one-r"], "acme-other": ["acme-other-r"]}
 
 
-def test_a_partner_that_cannot_tell_is_not_asked(engine: sa.Engine, zone: LandingZone) -> None:
+def test_a_partner_without_lookups_is_not_asked(engine: sa.Engine, zone: LandingZone) -> None:
     add_pipeline(engine)
-    feed = FakeFeed(lambda t: told(t.external_id, record("r1", "running"), record("r2", "failed", error_message="x")))
+    feed = FakeFeed(
+        lambda t: one_page(t.external_id, record("r1", "running"), record("r2", "failed", error_message="x"))
+    )
     for name in ("one", "two"):
         run(engine, feed, zone.open(name), Capabilities())
-    assert all((t.open_runs, t.told) == ((), {}) for t in feed.asked)
+    assert all((t.open_runs, t.known_details) == ((), {}) for t in feed.asked)
 
 
-def test_what_the_partner_still_says_of_a_run_wins_over_its_deletion(engine: sa.Engine, zone: LandingZone) -> None:
+def test_a_later_record_of_a_run_wins_over_its_deletion(engine: sa.Engine, zone: LandingZone) -> None:
     add_pipeline(engine)
     first = record("r1", "running", updated_at=T0.isoformat())
-    run(engine, FakeFeed(lambda t: told(t.external_id, first)), zone.open("one"))
+    run(engine, FakeFeed(lambda t: one_page(t.external_id, first)), zone.open("one"))
     run(engine, FakeFeed(vanishing), zone.open("two"))
     back = record("r1", "success", updated_at=(T0 + minutes(10)).isoformat())
-    run(engine, FakeFeed(lambda t: told(t.external_id, back, at=LATER + minutes(5))), zone.open("three"))
+    run(engine, FakeFeed(lambda t: one_page(t.external_id, back, at=LATER + minutes(5))), zone.open("three"))
     assert ledger(engine)["r1"]["status"] == "success"
 
 
-def test_a_deletion_landed_earlier_does_not_undo_what_came_later(engine: sa.Engine, zone: LandingZone) -> None:
+def test_an_earlier_deletion_does_not_undo_a_later_record(engine: sa.Engine, zone: LandingZone) -> None:
     (pipeline,) = [add_pipeline(engine)]
     run(
         engine,
-        FakeFeed(lambda t: told(t.external_id, record("r1", "running", updated_at=T0.isoformat()))),
+        FakeFeed(lambda t: one_page(t.external_id, record("r1", "running", updated_at=T0.isoformat()))),
         zone.open("one"),
     )
     run(engine, FakeFeed(vanishing), zone.open("two"))
     back = record("r1", "success", updated_at=(T0 + minutes(10)).isoformat())
-    run(engine, FakeFeed(lambda t: told(t.external_id, back, at=LATER + minutes(5))), zone.open("three"))
+    run(engine, FakeFeed(lambda t: one_page(t.external_id, back, at=LATER + minutes(5))), zone.open("three"))
     partners = {
-        "default": Partner("default", lambda: FakeFeed(vanishing), GenericMapping(reopens=True), capabilities=CAN)
+        "default": Partner("default", lambda: FakeFeed(vanishing), GenericMapper(reopens=True), capabilities=CAN)
     }
     replay = remap(engine, partners, [pipeline], zone.open("two"))
-    assert (replay.total("fetched"), replay.total("stale")) == (1, 1)
+    assert (replay.fetched, replay.counts.stale) == (1, 1)
     assert ledger(engine)["r1"]["status"] == "success"
 
 
 def test_replaying_a_deletion_writes_nothing(engine: sa.Engine, zone: LandingZone) -> None:
     pipeline = add_pipeline(engine)
-    run(engine, FakeFeed(lambda t: told(t.external_id, record("r1", "running"))), zone.open("one"))
+    run(engine, FakeFeed(lambda t: one_page(t.external_id, record("r1", "running"))), zone.open("one"))
     run(engine, FakeFeed(vanishing), zone.open("two"))
     partners = {
-        "default": Partner("default", lambda: FakeFeed(vanishing), GenericMapping(reopens=True), capabilities=CAN)
+        "default": Partner("default", lambda: FakeFeed(vanishing), GenericMapper(reopens=True), capabilities=CAN)
     }
-    replay = remap(engine, partners, [pipeline], zone.open("two"), rehearsal=True)
-    assert (replay.total("unchanged"), replay.total("updated")) == (1, 0)
+    replay = remap(engine, partners, [pipeline], zone.open("two"), dry_run=True)
+    assert (replay.counts.unchanged, replay.counts.updated) == (1, 0)
 
 
-def test_a_landed_deletion_comes_back_as_it_was(zone: LandingZone) -> None:
+def test_a_landed_deletion_is_read_back_unchanged(zone: LandingZone) -> None:
     landing = zone.open("one")
     runs = [
         OpenRun("r1", T0, 2, T0 + minutes(1), "https://x.example/1", {"note": "ä", "n": 2**70}),
         OpenRun("r2", None, 0, None, None, {}),
     ]
     with landing.writer("acme") as file:
-        file.add(Gone("p1", runs, LATER))
+        file.add(RunsNotFound("p1", runs, LATER))
     (event,) = landing.events("acme")
-    assert event == Gone("p1", runs, LATER)
+    assert event == RunsNotFound("p1", runs, LATER)
     assert landing.count_records() == 2
 
 
-# What the ledger is asked
+# Queries on the ledger
 
 
-def test_the_ledger_tells_of_unfinished_runs_with_all_that_orders_them(engine: sa.Engine) -> None:
+def test_the_ledger_returns_unfinished_runs_with_their_order_of_knowledge(engine: sa.Engine) -> None:
     pipeline, other = add_pipeline(engine), add_pipeline(engine, "other")
     version = T0 + minutes(3)
     _merge(
@@ -155,7 +165,7 @@ def test_the_ledger_tells_of_unfinished_runs_with_all_that_orders_them(engine: s
     assert open_runs(engine, []) == {}
 
 
-def test_no_partner_is_asked_about_a_run_that_it_cannot_know(engine: sa.Engine) -> None:
+def test_no_partner_is_asked_for_a_run_that_it_cannot_know(engine: sa.Engine) -> None:
     pipeline = add_pipeline(engine)
     warehouse = Warehouse(engine)
     warehouse.runs.record(pipeline.key, {"status": "running"})
@@ -177,7 +187,7 @@ def test_unfinished_runs_are_found_by_their_index(engine: sa.Engine) -> None:
     assert any("ix_runs_running" in line for line in plan), plan
 
 
-def test_the_ledger_tells_of_errors_and_rows_of_late(engine: sa.Engine) -> None:
+def test_the_ledger_returns_recent_errors_and_row_counts(engine: sa.Engine) -> None:
     pipeline = add_pipeline(engine)
     _merge(
         engine,
@@ -187,18 +197,49 @@ def test_the_ledger_tells_of_errors_and_rows_of_late(engine: sa.Engine) -> None:
         observation(pipeline.id, "old", started_at=T0 - timedelta(days=9), finished_at=T0 - timedelta(days=8)),
     )
     end = T0 + minutes(10)
-    assert told_runs(engine, [pipeline.id], T0) == {
-        pipeline.id: {"failed": ToldRun(end, "no disk", None), "counted": ToldRun(end, None, 7)}
-    }
+    details = {"failed": KnownDetails(end, "no disk", None, end), "counted": KnownDetails(end, None, 7, end)}
+    assert known_details(engine, [pipeline.id], T0) == {pipeline.id: details}
+    with_ends = {pipeline.id: {**details, "bare": KnownDetails(end, None, None, end)}}
+    assert known_details(engine, [pipeline.id], T0, ends=True) == with_ends
 
 
-def test_a_sweep_knows_what_was_told_since_the_watermark(engine: sa.Engine, zone: LandingZone) -> None:
+def test_the_ledger_returns_the_run_that_makes_a_pipeline_fail(engine: sa.Engine) -> None:
+    failing, mended, unsettled, manual = (add_pipeline(engine, name, name) for name in "abcd")
+    later = {"started_at": T0 + minutes(30), "finished_at": T0 + minutes(40)}
+    latest = {"started_at": T0 + minutes(50), "finished_at": T0 + minutes(55)}
+    _merge(
+        engine,
+        observation(failing.id, "r1"),
+        observation(failing.id, "r2", status=RunStatus.FAILED, **later),
+        observation(mended.id, "r1", status=RunStatus.FAILED),
+        observation(mended.id, "r2", **later),
+        observation(unsettled.id, "r1", status=RunStatus.FAILED),
+        observation(unsettled.id, "r2", status=RunStatus.CANCELED, **later),
+        observation(unsettled.id, "r3", status=RunStatus.RUNNING, **latest),
+        observation(manual.id, "manual-1", status=RunStatus.FAILED),
+    )
+    ids = [pipeline.id for pipeline in (failing, mended, unsettled, manual)]
+    assert failing_runs(engine, ids) == {failing.id: "r2", unsettled.id: "r1"}
+
+
+def test_a_sync_knows_the_failing_runs_if_the_partner_lists_no_changes_of_old_runs(
+    engine: sa.Engine, zone: LandingZone
+) -> None:
+    add_pipeline(engine)
+    feed = FakeFeed(lambda t: one_page(t.external_id, record("r1", "failed")))
+    run(engine, feed, zone.open("one"))
+    run(engine, feed, zone.open("two"), Capabilities(follows_failing=True))
+    run(engine, feed, zone.open("three"))
+    assert [t.failing_runs for t in feed.asked] == [(), ("r1",), ()]
+
+
+def test_a_sync_knows_the_details_recorded_since_the_watermark(engine: sa.Engine, zone: LandingZone) -> None:
     add_pipeline(engine)
     failed = record("r1", "failed", error_message="no disk")
-    feed = FakeFeed(lambda t: told(t.external_id, failed, record("r2")))
+    feed = FakeFeed(lambda t: one_page(t.external_id, failed, record("r2")))
     run(engine, feed, zone.open("one"))
     run(engine, feed, zone.open("two"))
-    assert [dict(t.told) for t in feed.asked] == [{}, {"r1": ToldRun(T0 + minutes(10), "no disk", None)}]
+    assert [dict(t.known_details) for t in feed.asked] == [{}, {"r1": KnownDetails(T0 + minutes(10), "no disk", None)}]
 
 
 def _merge(engine: sa.Engine, *observations: Any) -> None:

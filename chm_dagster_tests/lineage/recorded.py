@@ -1,5 +1,5 @@
-"""Events as real producers sent them: Airflow 3.3.2 (its provider 2.20.3) and dbt-core 1.10 (dbt-ol 1.54), cut to the
-facets that say something of a run.
+"""Events sent by real producers: Airflow 3.3.2 (its provider 2.20.3) and dbt-core 1.10 (dbt-ol 1.54), reduced to the
+facets that describe a run.
 """
 
 import json
@@ -24,7 +24,7 @@ def sent(
     job: str = "orders",
     **changes: Any,
 ) -> dict[str, Any]:
-    """A small event of a run of its own."""
+    """A small event of a separate run."""
     return {
         "eventType": kind,
         "eventTime": at,
@@ -37,7 +37,7 @@ def sent(
 
 
 def of_task(kind: str = "START", at: str = "2026-11-23T12:00:01Z", *, error: str | None = None) -> dict[str, Any]:
-    """An event of a task of the run that `sent` makes."""
+    """An event of a task of the run that `sent` creates."""
     parent = {"run": {"runId": "u1"}, "job": {"namespace": "acme", "name": "orders"}}
     facets: dict[str, Any] = {"parent": parent} | ({"errorMessage": {"message": error}} if error else {})
     return sent(kind, at, run="t1", job="orders.load", facets=facets)

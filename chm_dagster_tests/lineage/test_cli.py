@@ -1,4 +1,4 @@
-"""`chm lineage`: what waits, and taking it in."""
+"""`chm lineage`: listing unmatched events and replaying them."""
 
 import json
 import os
@@ -8,8 +8,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from chm_dagster.cli.stack import ROOT
-from chm_dagster.ingestion.lineage import Shelf
+from chm_dagster.ingestion.lineage import UnmatchedEvents
 from chm_dagster_tests.factories import rows
 from chm_dagster_tests.lineage.recorded import sent
 from chm_dagster_tests.lineage.test_receiving import pipeline
@@ -20,18 +19,17 @@ def chm(home: Path, database_url: str, *arguments: str) -> "subprocess.Completed
     return subprocess.run(
         [sys.executable, "-m", "chm_dagster.cli.main", "lineage", *arguments],
         env={**os.environ, **own},
-        cwd=ROOT,
         capture_output=True,
         text=True,
     )
 
 
-def test_jobs_that_wait_are_listed_and_taken_in_once_their_pipeline_is_there(
+def test_unmatched_jobs_are_listed_and_replayed_once_their_pipeline_exists(
     engine: sa.Engine, database_url: str, tmp_path: Path
 ) -> None:
-    shelf = Shelf(tmp_path / "lineage")
-    shelf.put(sent())
-    listed = chm(tmp_path, database_url, "list")
+    unmatched = UnmatchedEvents(tmp_path / "lineage")
+    unmatched.put(sent())
+    listed = chm(tmp_path, database_url, "unmatched")
     assert listed.returncode == 0, listed.stderr
     assert [(job["namespace"], job["job"]) for job in json.loads(listed.stdout)] == [("acme", "orders")]
     assert json.loads(chm(tmp_path, database_url, "replay").stdout) == {"unmatched": 1}

@@ -1,4 +1,4 @@
-"""What events say together: the same whatever their order, and what the producers meant."""
+"""Events combine to the same state in any order, and to what their producers meant."""
 
 import random
 from functools import reduce
@@ -20,10 +20,10 @@ def read(event: Any) -> LineageEvent:
     return said
 
 
-def states(told: list[dict[str, Any]]) -> dict[str, LineageState]:
-    """Run id -> what all events say of it; Airflow's own id where there is one."""
+def states(sent_events: list[dict[str, Any]]) -> dict[str, LineageState]:
+    """Run id -> the state from all its events; Airflow's own run id if there is one."""
     known: dict[str, LineageState] = {}
-    for event in told:
+    for event in sent_events:
         said = read_event(event, LATEST)
         if isinstance(said, LineageEvent):
             key = said.airflow_run_id or said.run_id
@@ -32,7 +32,7 @@ def states(told: list[dict[str, Any]]) -> dict[str, LineageState]:
     return known
 
 
-def test_airflow_runs_end_as_airflow_meant_it() -> None:
+def test_airflow_runs_end_with_airflows_own_status() -> None:
     known = states(events("airflow"))
     ours = {key: (s.status, s.attempt, s.error) for key, s in known.items() if key.startswith("ol_")}
     assert ours == {
@@ -44,7 +44,7 @@ def test_airflow_runs_end_as_airflow_meant_it() -> None:
     }
 
 
-def test_a_cleared_run_starts_anew() -> None:
+def test_a_cleared_run_starts_over() -> None:
     cleared = states(events("airflow"))["ol_p_fail"]
     assert cleared.started_at is not None and cleared.end is not None
     assert cleared.started_at.isoformat().startswith("2026-11-23T11:59:28")
@@ -60,12 +60,12 @@ def test_dbt_runs_fail_with_the_message_of_the_model() -> None:
 
 
 @pytest.mark.parametrize("producer", ["airflow", "dbt"])
-def test_three_hundred_shuffled_and_repeated_deliveries_say_the_same(producer: str) -> None:
-    told = events(producer)
-    wanted = states(told)
+def test_three_hundred_shuffled_and_repeated_deliveries_give_the_same_state(producer: str) -> None:
+    sent_events = events(producer)
+    wanted = states(sent_events)
     for seed in range(300):
         chance = random.Random(seed)
-        delivered = told + chance.choices(told, k=len(told) * 2)
+        delivered = sent_events + chance.choices(sent_events, k=len(sent_events) * 2)
         chance.shuffle(delivered)
         assert states(delivered) == wanted
 
@@ -102,9 +102,9 @@ anything = st.lists(
 
 
 @given(anything, st.randoms(use_true_random=False))
-@settings(max_examples=300)
-def test_joining_is_free_of_order_and_repetition(told: list[dict[str, Any]], chance: Any) -> None:
-    known = [LineageState.of(read(event)) for event in told]
+@settings(max_examples=100)
+def test_joining_ignores_order_and_repetition(sent_events: list[dict[str, Any]], chance: Any) -> None:
+    known = [LineageState.of(read(event)) for event in sent_events]
     wanted = reduce(LineageState.join, known)
     again = known + chance.choices(known, k=3)
     chance.shuffle(again)
@@ -117,7 +117,7 @@ def test_a_late_start_does_not_reopen_a_run() -> None:
     assert known["u1"].status is RunStatus.SUCCESS
 
 
-def test_a_task_heard_before_its_run_says_that_the_run_goes_on() -> None:
+def test_a_task_event_before_its_run_means_that_the_run_is_running() -> None:
     known = states([of_task("FAIL", error="no disk")])
     assert known["u1"].status is RunStatus.RUNNING
     assert known["u1"].error is None
@@ -125,7 +125,7 @@ def test_a_task_heard_before_its_run_says_that_the_run_goes_on() -> None:
     assert known["u1"].error == "no disk"
 
 
-def test_a_success_does_not_show_the_error_of_a_first_try() -> None:
+def test_a_success_does_not_show_the_error_of_an_earlier_attempt() -> None:
     known = states([of_task("FAIL", error="no disk"), sent("COMPLETE", "2026-11-23T12:00:09Z")])
     assert (known["u1"].status, known["u1"].error) == (RunStatus.SUCCESS, None)
 
@@ -137,7 +137,7 @@ def test_a_success_does_not_show_the_error_of_a_first_try() -> None:
         {"facets": {"airflowState": {"tasksState": {"load": "skipped"}}}},
     ],
 )
-def test_of_two_ends_at_one_moment_the_same_counts_whichever_comes_first(more: dict[str, Any]) -> None:
+def test_two_ends_at_the_same_time_give_the_same_result_in_either_order(more: dict[str, Any]) -> None:
     one, other = sent("COMPLETE"), sent("COMPLETE", **more)
     assert states([one, other]) == states([other, one])
 
@@ -157,14 +157,14 @@ def test_secrets_in_an_error_are_masked() -> None:
     ("event", "why"),
     [
         ({"eventTime": "2026-11-23T12:00:00Z", "job": {"namespace": "a", "name": "b"}}, "not about a run"),
-        (sent("OTHER"), "nothing of a status"),
-        (sent(None), "nothing of a status"),
-        ({**sent(), "eventType": ["START"]}, "nothing of a status"),
+        (sent("OTHER"), "nothing about a status"),
+        (sent(None), "nothing about a status"),
+        ({**sent(), "eventType": ["START"]}, "nothing about a status"),
         (sent(job_facets={"jobType": {"processingType": "STREAMING"}}), "a stream"),
         (sent(facets={"parent": {"run": {}, "job": {}}}), "does not name its run"),
     ],
 )
-def test_an_event_of_no_run_is_ignored_with_a_reason(event: dict[str, Any], why: str) -> None:
+def test_an_event_without_a_run_is_ignored_with_a_reason(event: dict[str, Any], why: str) -> None:
     said = read_event(event, LATEST)
     assert isinstance(said, Ignored) and why in said.reason
 
@@ -182,7 +182,7 @@ def test_an_event_of_no_run_is_ignored_with_a_reason(event: dict[str, Any], why:
         ({**sent(), "run": "u1"}, "run"),
     ],
 )
-def test_an_event_that_breaks_the_specification_is_refused_by_field(event: Any, field: str) -> None:
+def test_an_event_that_violates_the_specification_is_rejected_by_field(event: Any, field: str) -> None:
     with pytest.raises(InputError) as refused:
         read_event(event, LATEST)
     assert refused.value.field == field
@@ -217,12 +217,12 @@ json_values = st.recursive(
     json_values,
     st.sampled_from(["START", "FAIL", "COMPLETE"]),
 )
-@settings(max_examples=300)
-def test_whatever_a_facet_holds_the_event_is_read_or_ignored(facet: str, value: Any, kind: str) -> None:
+@settings(max_examples=100)
+def test_any_facet_content_is_read_or_ignored(facet: str, value: Any, kind: str) -> None:
     assert isinstance(read_event(sent(kind, facets={facet: value}), LATEST), LineageEvent | Ignored)
 
 
 @given(json_values)
-def test_whatever_a_type_of_a_job_is_the_event_is_read(value: Any) -> None:
+def test_any_job_type_is_read(value: Any) -> None:
     facets = {"jobType": {"jobType": value, "processingType": value}}
     assert isinstance(read_event(sent(job_facets=facets), LATEST), LineageEvent)

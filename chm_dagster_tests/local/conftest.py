@@ -18,7 +18,7 @@ ROOT = Path(chm_dagster.__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def initialized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home whose server was started once: copying it is much cheaper than initdb."""
+    """A home whose server has been started once: copying it is much cheaper than initdb."""
     folder = tmp_path_factory.mktemp("initialized") / "home"
     with EmbeddedPostgres(folder).running():
         pass
@@ -27,7 +27,7 @@ def initialized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fresh_home(tmp_path: Path) -> Iterator[Path]:
-    """Where a home may come to be; its server is stopped at the end, whatever the test did."""
+    """A place for a home; its server is stopped at the end in any case."""
     folder = tmp_path / "home"
     yield folder
     if folder.is_dir():
@@ -36,7 +36,7 @@ def fresh_home(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def home(fresh_home: Path, initialized: Path) -> Path:
-    """A home that has data, with its server stopped."""
+    """A home with data whose server is stopped."""
     shutil.copytree(initialized, fresh_home)
     return fresh_home
 
@@ -46,7 +46,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Start a Python script in a process group of its own, killed at the end if it still runs."""
+    """Start a Python script in its own process group, which is killed at the end."""
     started: list[subprocess.Popen[str]] = []
 
     def run(script: str, *args: object) -> "subprocess.Popen[str]":
@@ -73,7 +73,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture
 def stranger() -> Iterator["subprocess.Popen[bytes]"]:
-    """A living process that is none of ours."""
+    """A running process that does not belong to CHM."""
     process = subprocess.Popen(["sleep", "300"])
     yield process
     process.kill()
@@ -81,7 +81,7 @@ def stranger() -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def of_home(home: Path) -> list[psutil.Process]:
-    """Every living process that names the home, or works in its data folder."""
+    """Every running process that names the home or works in its data folder."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -95,7 +95,7 @@ def of_home(home: Path) -> list[psutil.Process]:
 
 @pytest.fixture
 def nothing_left() -> Callable[[Path, float], list[psutil.Process]]:
-    """Wait until no process of a home is left; what is still there after `seconds` is returned."""
+    """Wait until no process of a home is left. Returns those still running after `seconds`."""
 
     def wait(home: Path, seconds: float) -> list[psutil.Process]:
         deadline = time.monotonic() + seconds

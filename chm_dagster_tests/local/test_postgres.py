@@ -1,4 +1,4 @@
-"""The embedded server against what laptops, containers and crashes do to it. Real servers, one per test."""
+"""The embedded server under the conditions of laptops, containers and crashes. One real server per test."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def server(postgres: EmbeddedPostgres) -> psutil.Process:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that every account may walk into, which pytest's own are not."""
+    """A folder that every account can enter, unlike pytest's own."""
     folder = Path(f"/tmp/chm-test-{os.getpid()}")
     folder.mkdir(mode=0o755)
     yield folder
@@ -42,7 +42,7 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("version", [16, 18])
-def test_data_outlives_a_stop_and_a_start(fresh_home: Path, version: int) -> None:
+def test_data_survives_a_stop_and_a_start(fresh_home: Path, version: int) -> None:
     postgres = EmbeddedPostgres(fresh_home, version=version)
     with postgres.running():
         postgres.ensure_database("chm")
@@ -57,7 +57,7 @@ def test_data_outlives_a_stop_and_a_start(fresh_home: Path, version: int) -> Non
     assert not again.is_running()
 
 
-def test_a_second_user_joins_and_the_last_one_out_stops_it(home: Path) -> None:
+def test_a_second_process_joins_and_the_last_one_stops_the_server(home: Path) -> None:
     first, second = EmbeddedPostgres(home), EmbeddedPostgres(home)
     first.start()
     pid = server(first).pid
@@ -78,7 +78,7 @@ def test_a_command_that_found_it_running_leaves_it_running(home: Path) -> None:
     assert service.is_running()
 
 
-def test_it_is_private(fresh_home: Path) -> None:
+def test_the_server_is_private(fresh_home: Path) -> None:
     with EmbeddedPostgres(fresh_home).running() as postgres:
         url = postgres.url("postgres")
         password = (fresh_home / "postgres.password").read_text()
@@ -95,18 +95,18 @@ def test_it_is_private(fresh_home: Path) -> None:
         assert password not in postgres.log_path.read_text()
 
 
-def test_the_callers_postgres_variables_change_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postgres_environment_variables_of_the_caller_are_ignored(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"PGPORT": "1", "PGHOST": "nowhere.invalid", "PGUSER": "x", "PGDATA": "/nowhere"}.items():
         monkeypatch.setenv(name, value)
     with EmbeddedPostgres(home).running() as postgres:
         assert query(postgres, "SELECT 1") == 1
 
 
-def test_a_stale_pid_file_with_a_strangers_pid_heals(home: Path) -> None:
+def test_a_stale_pid_file_with_the_pid_of_another_program_is_ignored(home: Path) -> None:
     with EmbeddedPostgres(home).running() as postgres:
         lines = (postgres.data / "postmaster.pid").read_text().split("\n")
     owner = postgres.data.stat()
-    # Of the server's own user: of another one's process it would know by itself that it is a stranger.
+    # Runs as the server's own user: Postgres detects a process of another user by itself.
     user = owner.st_uid if os.geteuid() == 0 else None
     stranger = subprocess.Popen(["sleep", "300"], user=user, cwd="/")
     for path in (postgres.data / "postmaster.pid", Path(lines[4]) / f".s.PGSQL.{lines[3]}.lock"):
@@ -123,7 +123,7 @@ def test_a_stale_pid_file_with_a_strangers_pid_heals(home: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "garbage\n"])
-def test_a_torn_pid_file_heals(home: Path, content: str) -> None:
+def test_a_truncated_pid_file_is_ignored(home: Path, content: str) -> None:
     with EmbeddedPostgres(home).running() as postgres:
         pass
     (postgres.data / "postmaster.pid").write_text(content)
@@ -136,7 +136,7 @@ def test_after_a_kill_9_committed_rows_are_there(home: Path) -> None:
     postgres.start()
     query(postgres, "CREATE TABLE kept AS SELECT 42 AS n")
     busy = psycopg.connect(postgres.url("postgres"))
-    # A session that computes does not notice by itself that its server is gone.
+    # A busy session does not notice by itself that its server is gone.
     busy.pgconn.send_query(b"SELECT count(*) FROM generate_series(1, 1000000000000)")
     server(postgres).kill()
     with EmbeddedPostgres(home).running() as again:
@@ -156,7 +156,7 @@ def test_a_half_finished_first_start_is_cleared_away(fresh_home: Path) -> None:
     assert not list(fresh_home.glob("postgres.init-*"))
 
 
-def test_data_of_another_version_is_refused_in_one_line(fresh_home: Path) -> None:
+def test_data_of_another_version_is_rejected_in_one_line(fresh_home: Path) -> None:
     (fresh_home / "postgres").mkdir(parents=True)
     (fresh_home / "postgres" / "PG_VERSION").write_text("15\n")
     with pytest.raises(ConfigError, match=r"Postgres 15.*Postgres 18.*CHM_HOME") as caught:
@@ -193,7 +193,7 @@ def test_a_failed_start_shows_the_end_of_the_log(home: Path) -> None:
         assert query(postgres, "SELECT 1") == 1
 
 
-def test_a_home_too_deep_for_a_socket_works_and_survives_a_cleaned_tmp(tmp_path: Path) -> None:
+def test_a_home_path_too_long_for_a_socket_works_and_survives_a_cleaned_tmp(tmp_path: Path) -> None:
     postgres = EmbeddedPostgres(tmp_path / ("d" * 100) / ("e" * 100))
     for _ in range(2):
         with postgres.running():
@@ -212,7 +212,7 @@ def test_a_path_that_a_url_would_misread_works(open_folder: Path) -> None:
     shutil.rmtree(sockets)
 
 
-def test_a_moved_home_is_found_again_running_and_stopped(home: Path, tmp_path: Path) -> None:
+def test_a_moved_home_works_whether_running_or_stopped(home: Path, tmp_path: Path) -> None:
     postgres = EmbeddedPostgres(home)
     postgres.start()
     moved = EmbeddedPostgres(home.rename(tmp_path / "elsewhere"))
@@ -225,7 +225,7 @@ def test_a_moved_home_is_found_again_running_and_stopped(home: Path, tmp_path: P
     assert not moved.is_running()
 
 
-def test_a_copied_home_starts_beside_the_original(home: Path, tmp_path: Path) -> None:
+def test_a_copied_home_starts_next_to_the_original(home: Path, tmp_path: Path) -> None:
     with EmbeddedPostgres(home).running() as postgres:
         query(postgres, "CREATE TABLE kept AS SELECT 42 AS n")
     shutil.copytree(home, tmp_path / "copy")  # root's copy belongs to root
@@ -276,7 +276,7 @@ with EmbeddedPostgres(Path(sys.argv[1])).running() as postgres:
 
 @needs_root
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs util-linux")
-def test_root_of_a_container_without_the_walking_right_can_still_use_a_private_home(tmp_path: Path) -> None:
+def test_container_root_without_the_traversal_capability_can_still_use_a_private_home(tmp_path: Path) -> None:
     bounded = ["setpriv", "--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search"]
     done = subprocess.run(
         [*bounded, sys.executable, "-c", SELF_TEST, str(tmp_path / "home")],
@@ -288,15 +288,15 @@ def test_root_of_a_container_without_the_walking_right_can_still_use_a_private_h
 
 
 @needs_root
-def test_root_without_a_way_to_the_home_is_told_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))  # no setpriv there
+def test_root_without_access_to_the_home_gets_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # setpriv does not exist there
     with pytest.raises(ConfigError, match=r"cannot reach .*: set CHM_HOME to a folder") as caught:
         EmbeddedPostgres(tmp_path / "home").start()
     assert "\n" not in str(caught.value)
 
 
 def interpreter_for_all() -> str | None:
-    """A Python of this very version that an account without rights can run."""
+    """A Python of the same version that an unprivileged account can run."""
     for candidate in (
         sys.executable,
         shutil.which(f"python3.{sys.version_info.minor}", path="/usr/bin:/usr/local/bin"),
@@ -312,7 +312,7 @@ def interpreter_for_all() -> str | None:
 
 
 @needs_root
-def test_a_plain_user_without_a_home_runs_it_himself(open_folder: Path) -> None:
+def test_a_plain_user_without_a_home_runs_the_server(open_folder: Path) -> None:
     python = interpreter_for_all()
     if python is None:
         pytest.skip("no interpreter that everybody may run")
@@ -330,7 +330,7 @@ def test_a_plain_user_without_a_home_runs_it_himself(open_folder: Path) -> None:
     )
     assert done.stdout.strip() == "postgres", done.stderr
     assert (open_folder / "his" / "home" / "postgres").stat().st_uid == 65534
-    # Root comes later and works on: as the owner of the data, who must not be locked out by it.
+    # Root continues later, as the owner of the data, who must not be locked out.
     with EmbeddedPostgres(open_folder / "his" / "home").running() as postgres:
         assert server(postgres).uids().effective == 65534
         postgres.stop()

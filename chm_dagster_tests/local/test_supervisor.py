@@ -1,4 +1,4 @@
-"""The supervisor with real children: what starts, what is restarted, and that nothing is ever left behind."""
+"""The supervisor with real children: what starts, what is restarted, and that nothing is left behind."""
 
 import json
 import os
@@ -16,10 +16,10 @@ import psycopg
 import pytest
 
 from chm_dagster.errors import ConfigError
-from chm_dagster.local.ports import port_answers, port_free, require_free_port, require_free_ports
 from chm_dagster.local.postgres import EmbeddedPostgres
 from chm_dagster.local.processes import STACK_ID, members
 from chm_dagster.local.supervisor import Child, Supervisor
+from chm_dagster.serving import connects, port_free, require_free_ports
 
 Start = Callable[..., "subprocess.Popen[str]"]
 NothingLeft = Callable[[Path, float], list[psutil.Process]]
@@ -30,7 +30,7 @@ def python(name: str, script: str, home: Path, *, ready: Callable[[], bool] | No
     return Child(name, (sys.executable, "-c", script), env, ready, ready_seconds=20)
 
 
-def test_a_child_is_waited_for_and_its_output_kept(fresh_home: Path) -> None:
+def test_the_supervisor_waits_for_a_child_and_keeps_its_output(fresh_home: Path) -> None:
     sign = fresh_home / "ready"
     script = (
         f"import time, pathlib; print('hello'); time.sleep(0.3); pathlib.Path({str(sign)!r}).touch(); time.sleep(99)"
@@ -43,7 +43,7 @@ def test_a_child_is_waited_for_and_its_output_kept(fresh_home: Path) -> None:
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
 
 
-def test_a_log_that_has_grown_too_large_is_put_aside(fresh_home: Path) -> None:
+def test_a_log_that_has_grown_too_large_is_rotated(fresh_home: Path) -> None:
     log = fresh_home / "logs" / "web.log"
     log.parent.mkdir(parents=True)
     log.write_bytes(b"x" * 10_000_001)
@@ -55,7 +55,7 @@ def test_a_log_that_has_grown_too_large_is_put_aside(fresh_home: Path) -> None:
     assert (fresh_home / "logs" / "web.log.1").stat().st_size == 10_000_001
 
 
-def test_a_child_that_ends_before_it_is_ready_gives_its_last_words(fresh_home: Path) -> None:
+def test_a_child_that_ends_before_it_is_ready_shows_the_end_of_its_log(fresh_home: Path) -> None:
     (fresh_home / "logs").mkdir(parents=True)
     (fresh_home / "logs" / "web.log").write_text("words of yesterday\n")
     with (
@@ -105,7 +105,7 @@ def test_a_second_start_in_the_same_home_names_the_first(fresh_home: Path) -> No
         pass
 
 
-def test_signals_are_given_back(fresh_home: Path) -> None:
+def test_signal_handlers_are_restored(fresh_home: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with Supervisor(fresh_home):
         assert signal.getsignal(signal.SIGTERM) not in before
@@ -165,7 +165,7 @@ def stack_of(home: Path) -> str:
 
 def guardian_of(process: "subprocess.Popen[str]") -> psutil.Process:
     children = psutil.Process(process.pid).children()
-    return next(child for child in children if "chm_dagster.local.guardian" in child.cmdline())
+    return next(child for child in children if "chm_dagster.local.processes" in child.cmdline())
 
 
 def test_ctrl_c_ends_everything_in_order(home: Path, start: Start, nothing_left: NothingLeft) -> None:
@@ -189,13 +189,15 @@ def test_after_a_kill_9_nothing_is_left(home: Path, start: Start, nothing_left: 
 
 
 @pytest.mark.slow
-def test_the_guardian_kills_what_does_not_listen(fresh_home: Path, start: Start, nothing_left: NothingLeft) -> None:
+def test_the_guardian_kills_processes_that_ignore_signals(
+    fresh_home: Path, start: Start, nothing_left: NothingLeft
+) -> None:
     process = up(start, fresh_home, "deaf")
     process.kill()
     assert nothing_left(fresh_home, 15) == []
 
 
-def test_the_guardian_outlives_the_signals_that_end_a_terminal(
+def test_the_guardian_survives_the_signals_of_a_closing_terminal(
     fresh_home: Path, start: Start, nothing_left: NothingLeft
 ) -> None:
     process = up(start, fresh_home)
@@ -222,7 +224,7 @@ def test_a_killed_guardian_is_replaced(fresh_home: Path, start: Start, nothing_l
     assert nothing_left(fresh_home, 15) == []
 
 
-def test_a_second_ctrl_c_hastens(fresh_home: Path, start: Start, nothing_left: NothingLeft) -> None:
+def test_a_second_ctrl_c_stops_faster(fresh_home: Path, start: Start, nothing_left: NothingLeft) -> None:
     process = up(start, fresh_home, "deaf")
     begin = time.monotonic()
     process.send_signal(signal.SIGINT)
@@ -257,7 +259,7 @@ def test_a_killed_postgres_is_started_again(home: Path, start: Start, nothing_le
     assert nothing_left(home, 0) == []
 
 
-def test_leftovers_of_a_crash_that_took_the_guardian_too_are_ended_at_the_next_start(
+def test_processes_left_by_a_crash_without_guardian_are_ended_at_the_next_start(
     fresh_home: Path, start: Start, nothing_left: NothingLeft, stranger: "subprocess.Popen[bytes]"
 ) -> None:
     process = up(start, fresh_home)
@@ -278,14 +280,14 @@ def test_leftovers_of_a_crash_that_took_the_guardian_too_are_ended_at_the_next_s
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"stack": "x", "children": [{"pid": "y"}]}'])
-def test_a_torn_note_of_children_does_not_hinder_a_start(fresh_home: Path, content: str) -> None:
+def test_a_truncated_children_file_does_not_prevent_a_start(fresh_home: Path, content: str) -> None:
     fresh_home.mkdir()
     (fresh_home / "children.json").write_text(content)
     with Supervisor(fresh_home):
         pass
 
 
-def test_a_stranger_is_no_member(stranger: "subprocess.Popen[bytes]") -> None:
+def test_unrelated_processes_are_not_touched(stranger: "subprocess.Popen[bytes]") -> None:
     marked = subprocess.Popen(["sleep", "300"], env={STACK_ID: "one"})
     try:
         deadline = time.monotonic() + 5
@@ -306,17 +308,31 @@ def test_a_taken_port_names_the_setting_and_the_holder(address: str) -> None:
     with socket.create_server((address, 0)) as taken:
         port = taken.getsockname()[1]
         assert not port_free(port)
-        assert port_answers(port)()
+        assert connects(port)()
         with pytest.raises(ConfigError, match=rf"port {port} is in use by .*\(pid {os.getpid()}\); set CHM_UI_PORT"):
-            require_free_port(port, "CHM_UI_PORT")
+            require_free_ports({"CHM_UI_PORT": ("127.0.0.1", port)})
 
 
-def test_two_servers_on_one_port_are_refused_by_the_names_of_their_settings() -> None:
+def test_two_settings_with_the_same_port_are_rejected_by_name() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    require_free_ports({"CHM_UI_PORT": port})
+    require_free_ports({"CHM_UI_PORT": ("127.0.0.1", port)})
     with pytest.raises(ConfigError, match=f"CHM_UI_PORT and CHM_API_PORT are both {port}; set one of them"):
-        require_free_ports({"CHM_UI_PORT": port, "CHM_API_PORT": port})
+        require_free_ports({"CHM_UI_PORT": ("127.0.0.1", port), "CHM_API_PORT": ("0.0.0.0", port)})
+
+
+def test_all_ports_in_use_are_named_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [server.getsockname()[1] for server in (one, other)]
+        with pytest.raises(ConfigError) as raised:
+            require_free_ports(
+                {"CHM_UI_PORT": ("127.0.0.1", ports[0]), "CHM_API_PORT": ("127.0.0.1", ports[1])},
+            )
+    lines = str(raised.value).splitlines()
+    assert [line.rsplit("; ")[-1] for line in lines] == [
+        "set CHM_UI_PORT to a free one",
+        "set CHM_API_PORT to a free one",
+    ]
 
 
 def test_a_port_is_free_again_right_after_its_server_has_stopped() -> None:
@@ -326,5 +342,5 @@ def test_a_port_is_free_again_right_after_its_server_has_stopped() -> None:
             server.accept()[0].close()  # the server closes first: its side stays in TIME_WAIT
             connection.recv(1)
     assert port_free(port)
-    require_free_port(port, "CHM_UI_PORT")
-    assert not port_answers(port)()
+    require_free_ports({"CHM_UI_PORT": ("127.0.0.1", port)})
+    assert not connects(port)()

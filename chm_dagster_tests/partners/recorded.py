@@ -1,4 +1,4 @@
-"""The recordings, read and served."""
+"""Reads and serves the recordings."""
 
 import json
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from chm_dagster_tests.partners.fault_server import Reply, Request, json_reply
+from chm_dagster_tests.http.fault_server import Reply, Request, json_reply
 
 FOLDER = Path(__file__).parent / "recordings"
 
@@ -19,12 +19,12 @@ def recording(platform: str, name: str) -> dict[str, Any]:
 
 
 def body(platform: str, name: str) -> Any:
-    """What came back."""
+    """The recorded response."""
     return recording(platform, name)["response"]["json"]
 
 
 def served(platform: str, name: str) -> Reply:
-    """The recorded answer, with its status and its Date."""
+    """The recorded response, with its status and its Date."""
     answer = recording(platform, name)["response"]
     return json_reply(answer["json"], answer["status"], answer["headers"])
 
@@ -35,7 +35,7 @@ def observed_at(platform: str, name: str) -> datetime:
 
 
 def records(platform: str, name: str) -> list[dict[str, Any]]:
-    """The run records in an answer, wherever they are in it."""
+    """The run records in a response, wherever they are."""
     answer = body(platform, name)
     if isinstance(answer, list):
         return answer
@@ -47,7 +47,7 @@ def records(platform: str, name: str) -> list[dict[str, Any]]:
 
 
 def snapshots(platform: str) -> Iterator[tuple[datetime, dict[str, Any]]]:
-    """Every recorded state of every run, with the moment at which it was asked for, no two of them the same.
+    """Every recorded state of every run, with the time of its request; no two of them are the same.
 
     The Date header has a resolution of a second; our own clock, which stamps observations, has a finer one.
     """

@@ -1,4 +1,4 @@
-"""A scripted platform behind a real socket, read through a connection as partners.yaml describes it."""
+"""A scripted platform behind a real socket, read through a connection of partners.yaml."""
 
 import asyncio
 import dataclasses
@@ -10,44 +10,44 @@ from uuid import UUID, uuid4
 import yaml
 
 from chm_dagster.domain.runs import Observation, Rejection
-from chm_dagster.errors import PartnerError
-from chm_dagster.partners.connections_file import PartnersFile
-from chm_dagster.partners.http import PartnerHttp
-from chm_dagster.partners.instances import instances, partner
-from chm_dagster.partners.platforms.registry import shipped
-from chm_dagster.partners.port import Done, Failed, Gone, Page, Partner, Target
-from chm_dagster.partners.yaml_lines import checked, parsed
-from chm_dagster_tests.partners.fault_server import FaultServer
-from chm_dagster_tests.partners.http_setup import Slept
+from chm_dagster.errors import RemoteError
+from chm_dagster.http.client import HttpClient
+from chm_dagster.partners.connections import partner
+from chm_dagster.partners.partners_file import connections_of
+from chm_dagster.partners.platforms import shipped
+from chm_dagster.partners.port import Partner, PipelinesFailed, PipelinesSynced, RecordBatch, RunsNotFound, SyncTarget
+from chm_dagster.yaml_document import parse
+from chm_dagster_tests.http.fault_server import FaultServer
+from chm_dagster_tests.http.setup import Slept
 from chm_dagster_tests.partners.scripts.script import Script
 
 T = TypeVar("T")
-Event = Page | Done | Failed | Gone
+Event = RecordBatch | PipelinesSynced | PipelinesFailed | RunsNotFound
 PIPELINE = UUID(int=7)
 
 
 def connect(
-    api: str, script: Script, base_url: str, credentials: dict[str, str] | None = None, **fields: Any
+    api: str, script: Script, base_url: str | None, credentials: dict[str, str] | None = None, **fields: Any
 ) -> Partner:
-    """The platform's partner, through a partners.yaml of its own; nothing sleeps."""
+    """The platform's partner, from its own partners.yaml; nothing sleeps."""
     given = script.credentials if credentials is None else credentials
-    variables = {f"ACME_{name.upper()}": value for name, value in given.items()}
+    # Google's key file names its token endpoint: here it is this server.
+    variables = {f"ACME_{name.upper()}": value.replace("${server}", base_url or "") for name, value in given.items()}
     described: dict[str, Any] = {"api": api}
     if any("http" in str(way.get("url")) for way in shipped()[api].model_dump()["auth"]):
-        # Its token comes from an address that is written into the configuration: here, from this very server.
+        # Its token URL is part of the configuration: here it is this server.
         rest = shipped()[api].model_dump(mode="json", exclude_unset=True)
         rest["auth"] = [{**way, "url": base_url} for way in rest["auth"]]
         described = {"rest": rest}
     connection = {
         **described,
-        "base_url": base_url,
+        **({} if base_url is None else {"base_url": base_url}),
         "credentials": {name: f"ACME_{name.upper()}" for name in given},
         "options": script.options,
         **fields,
     }
-    document = parsed(yaml.safe_dump({"connections": {"acme": connection}}), "partners.yaml")
-    (one,) = instances(checked(PartnersFile, document), document)
-    return partner(one, variables, partial(PartnerHttp, sleep=Slept(), random=lambda: 0.0))
+    (one,) = connections_of(parse(yaml.safe_dump({"connections": {"acme": connection}}), "partners.yaml"))
+    return partner(one, variables, partial(HttpClient, sleep=Slept(), random=lambda: 0.0))
 
 
 def with_feed(
@@ -57,7 +57,7 @@ def with_feed(
     credentials: dict[str, str] | None = None,
     **fields: Any,
 ) -> T:
-    """The outcome of `ask(feed)` with the script served."""
+    """The result of `ask(feed)` while the script is being served."""
 
     async def scene() -> T:
         async with FaultServer(script) as server:
@@ -71,8 +71,8 @@ def with_feed(
 
 
 @dataclasses.dataclass
-class Swept:
-    """What one sweep said, and what its records mean."""
+class Synced:
+    """The result of one sync: its events and the mapped records."""
 
     events: list[Event]
     mapped: list[tuple[str, Observation | Rejection]]
@@ -97,29 +97,33 @@ class Swept:
 
     @property
     def gone(self) -> list[tuple[str, str]]:
-        return [(e.external_id, run.external_run_id) for e in self.events if isinstance(e, Gone) for run in e.runs]
+        return [
+            (e.external_id, run.external_run_id) for e in self.events if isinstance(e, RunsNotFound) for run in e.runs
+        ]
 
     @property
-    def done(self) -> dict[str, Done]:
-        return {i: event for event in self.events if isinstance(event, Done) for i in event.external_ids}
+    def done(self) -> dict[str, PipelinesSynced]:
+        return {i: event for event in self.events if isinstance(event, PipelinesSynced) for i in event.external_ids}
 
     @property
-    def errors(self) -> dict[str, PartnerError]:
-        return {i: event.error for event in self.events if isinstance(event, Failed) for i in event.external_ids}
+    def errors(self) -> dict[str, RemoteError]:
+        return {
+            i: event.error for event in self.events if isinstance(event, PipelinesFailed) for i in event.external_ids
+        }
 
 
-def sweep(api: str, script: Script, targets: Sequence[Target], **fields: Any) -> Swept:
-    """One sweep over the script, its records mapped."""
+def sync(api: str, script: Script, targets: Sequence[SyncTarget], **fields: Any) -> Synced:
+    """One sync of the script, with its records mapped."""
 
-    async def scene() -> Swept:
+    async def scene() -> Synced:
         async with FaultServer(script) as server:
             source = connect(api, script, server.base_url, **fields)
             feed = source.open_feed()
-            events = [event async for event in feed.sweep(targets)]
+            events = [event async for event in feed.sync(targets)]
             await feed.aclose()
-            pages = [event for event in events if isinstance(event, Page)]
+            pages = [event for event in events if isinstance(event, RecordBatch)]
             mapped = [(i, source.map_record(PIPELINE, r, page.observed_at)) for page in pages for i, r in page.records]
-            return Swept(events, mapped)
+            return Synced(events, mapped)
 
     return asyncio.run(scene())
 

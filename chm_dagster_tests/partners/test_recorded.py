@@ -1,4 +1,4 @@
-"""What the real servers said means what it meant: statuses, times, errors, versions, and one ledger in any order."""
+"""Recordings of the real servers map to what they meant: statuses, times, errors, versions, and one ledger in any order."""
 
 import asyncio
 import random
@@ -10,27 +10,27 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from chm_dagster.domain.inventory import PipelineType, Platform
-from chm_dagster.domain.runs import Observation, Rejection, RunStatus
-from chm_dagster.partners.declared.mapping import RestMapping
-from chm_dagster.partners.platforms.registry import shipped
-from chm_dagster.partners.port import Done, Page, Target
-from chm_dagster.warehouse.inventory import NewPipeline, add_pipelines, ingested_pipelines
-from chm_dagster.warehouse.runs import merge_runs
+from chm_dagster.domain.pipelines import PipelineType, Platform
+from chm_dagster.domain.runs import Observation, Rejection, RunKind, RunStatus
+from chm_dagster.partners.engine.mapping import RecordMapper, RecordReader
+from chm_dagster.partners.platforms import shipped
+from chm_dagster.partners.port import PipelinesSynced, RecordBatch, SyncTarget
+from chm_dagster.warehouse.inventory.pipelines import NewPipeline, add_pipelines, ingested_pipelines
+from chm_dagster.warehouse.ledger.merge import merge_runs
 from chm_dagster_tests.factories import rows
-from chm_dagster_tests.partners.fault_server import FaultServer, Reply, Request, status_reply
+from chm_dagster_tests.http.fault_server import FaultServer, Reply, Request, status_reply
 from chm_dagster_tests.partners.recorded import observed_at, records, served, snapshots
 from chm_dagster_tests.partners.scene import PIPELINE, connect
 from chm_dagster_tests.partners.scripts import SCRIPTS
 
 
-def mapping(platform: str) -> RestMapping:
+def mapping(platform: str) -> RecordMapper:
     rest = shipped()[platform]
-    return RestMapping(rest.runs, reopens=rest.reopens, ui="https://ui.example")
+    return RecordMapper(rest.runs, reopens=rest.reopens, links={"ui": "https://ui.example"})
 
 
 def mapped(platform: str, name: str) -> Observation:
-    """The first run of a recorded answer."""
+    """The first run of a recorded response."""
     found = mapping(platform)(PIPELINE, records(platform, name)[0], observed_at(platform, name))
     assert isinstance(found, Observation), found
     return found
@@ -67,7 +67,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("platform", "name", "status", "reason", "error"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES]
 )
-def test_a_recorded_run_means_what_happened(
+def test_a_recorded_run_maps_to_what_happened(
     platform: str, name: str, status: RunStatus, reason: str | None, error: str | None
 ) -> None:
     found = mapped(platform, name)
@@ -84,10 +84,11 @@ def test_a_recorded_run_means_what_happened(
     assert found.source_version is not None
 
 
-def test_a_cleared_run_waits_since_it_was_cleared() -> None:
+def test_a_cleared_run_is_waiting_since_it_was_cleared() -> None:
     cleared = mapped("airflow", "life_3_after_clear")
-    assert cleared.started_at == datetime(2026, 11, 23, 11, 38, 39, 178991, UTC)
-    assert cleared.source_version == cleared.started_at
+    assert cleared.started_at is None
+    assert cleared.queued_at == datetime(2026, 11, 23, 11, 38, 39, 178991, UTC)
+    assert cleared.source_version == cleared.queued_at
 
 
 def test_a_run_that_is_planned_for_later_has_no_start() -> None:
@@ -96,10 +97,8 @@ def test_a_run_that_is_planned_for_later_has_no_start() -> None:
     assert planned.source_version == datetime(2026, 11, 23, 11, 39, 40, 827644, UTC)
 
 
-def test_runs_that_prefect_has_only_planned_are_no_runs() -> None:
-    from chm_dagster.partners.declared.reading import Reader
-
-    reader = Reader(shipped()["prefect"])
+def test_runs_that_prefect_has_only_planned_are_left_out() -> None:
+    reader = RecordReader(shipped()["prefect"])
     planned = records("prefect", "sched_future_runs_first")
     assert planned
     assert not any(reader.is_run(record) for record in planned)
@@ -114,7 +113,18 @@ def test_links_lead_to_the_run() -> None:
     assert dagster.source_url == f"https://ui.example/runs/{dagster.external_run_id}"
 
 
-def test_what_moves_by_itself_is_not_kept() -> None:
+def test_why_a_recorded_run_was_started_is_known() -> None:
+    assert mapped("airflow", "list_p_fail").kind is RunKind.MANUAL
+    assert mapped("prefect", "filter_f-ok").kind is RunKind.MANUAL
+    recorded = [
+        mapping("dagster")(PIPELINE, record, observed_at("dagster", "runs_j_runretry"))
+        for record in records("dagster", "runs_j_runretry")
+    ]
+    found = [(run.kind, run.will_retry) for run in recorded if isinstance(run, Observation)]
+    assert sorted(found, key=str) == [(RunKind.RETRY, False), (None, True)]
+
+
+def test_volatile_fields_are_not_kept_in_the_payload() -> None:
     assert "last_scheduling_decision" not in mapped("airflow", "list_p_fail").payload
     assert "estimated_run_time" not in mapped("prefect", "filter_f-ok").payload
 
@@ -152,7 +162,7 @@ def test_each_recorded_transition_is_newer_than_the_one_before(platform: str, st
     versions = [(found.attempt, found.progress, found.source_version) for found in seen]
     assert versions == sorted(versions)
     if "patch" not in steps[0]:
-        # A run that is called a failure and then a success again changes none of its times.
+        # A run that is marked as failed and then as successful again changes none of its times.
         assert len(set(versions)) == len(versions)
 
 
@@ -168,7 +178,7 @@ def owners(platform: str) -> Callable[[dict[str, Any]], str]:
 
 
 def deliveries() -> list[tuple[str, Platform, datetime, dict[str, Any]]]:
-    """Every recorded snapshot of all three platforms: whose run, which platform, when, what."""
+    """Every recorded snapshot of all three platforms: run, platform, time, record."""
     found = []
     for platform in ("airflow", "prefect", "dagster"):
         for moment, record in snapshots(platform):
@@ -178,13 +188,14 @@ def deliveries() -> list[tuple[str, Platform, datetime, dict[str, Any]]]:
     return found
 
 
-def test_three_hundred_shuffled_and_doubled_deliveries_give_one_and_the_same_ledger(engine: sa.Engine) -> None:
-    told = deliveries()
-    assert len(told) > 70
-    pipelines = _pipelines(engine, {(owner, platform) for owner, platform, _, _ in told})
+@pytest.mark.slow
+def test_three_hundred_shuffled_and_duplicated_deliveries_give_the_same_ledger(engine: sa.Engine) -> None:
+    delivered = deliveries()
+    assert len(delivered) > 70
+    pipelines = _pipelines(engine, {(owner, platform) for owner, platform, _, _ in delivered})
     chunks: list[list[Observation]] = [[] for _ in range(6)]
     for order in range(ORDERS):
-        for place, observation in _shuffled(told, pipelines[order], random.Random(order)):
+        for place, observation in _shuffled(delivered, pipelines[order], random.Random(order)):
             chunks[place].append(observation)
     with engine.connect() as connection:
         for chunk in chunks:
@@ -194,13 +205,13 @@ def test_three_hundred_shuffled_and_doubled_deliveries_give_one_and_the_same_led
     assert len(ledgers) == ORDERS
     assert len({frozenset(ledger) for ledger in ledgers.values()}) == 1
     statuses = {(run, status) for _, run, status, *_ in next(iter(ledgers.values()))}
-    # Among them the run that failed, was cleared, and failed again; and the one that was canceled while it ran.
+    # Among them the run that failed, was cleared and failed again, and the one that was canceled while running.
     assert ("manual__2026-11-23T11:35:51.019467+00:00", "failed") in statuses
     assert ("a0fc229f-0246-4d39-8dca-ed927ac05779", "canceled") in statuses
 
 
 def _pipelines(engine: sa.Engine, wanted: set[tuple[str, Platform]]) -> list[dict[tuple[str, Platform], UUID]]:
-    """The same pipelines for each of the orders, under a client of its own."""
+    """The same pipelines for each of the orders, under a separate client."""
     new = [
         NewPipeline(
             f"Client {order}",
@@ -223,10 +234,10 @@ def _pipelines(engine: sa.Engine, wanted: set[tuple[str, Platform]]) -> list[dic
 
 
 def _shuffled(
-    told: list[Any], ids: dict[tuple[str, Platform], UUID], dice: random.Random
+    delivered: list[Any], ids: dict[tuple[str, Platform], UUID], dice: random.Random
 ) -> list[tuple[int, Observation]]:
-    """All deliveries and some of them twice, in a random order, each in one of six batches."""
-    doubled = [*told, *dice.sample(told, len(told) // 2)]
+    """All deliveries, some of them twice, in random order, each in one of six batches."""
+    doubled = [*delivered, *dice.sample(delivered, len(delivered) // 2)]
     dice.shuffle(doubled)
     cuts = sorted(dice.sample(range(len(doubled)), 5))
     found = []
@@ -279,14 +290,14 @@ def test_recorded_pages_are_read_by_their_recorded_cursors() -> None:
     async def scene() -> list[Any]:
         async with FaultServer(answer) as server:
             feed = connect("airflow", SCRIPTS["airflow"](), server.base_url).open_feed()
-            events = [event async for event in feed.sweep([Target("p_many", None)])]
+            events = [event async for event in feed.sync([SyncTarget("p_many", None)])]
             await feed.aclose()
             return events
 
     events = asyncio.run(scene())
-    found = [record["dag_run_id"] for event in events if isinstance(event, Page) for _, record in event.records]
+    found = [record["dag_run_id"] for event in events if isinstance(event, RecordBatch) for _, record in event.records]
     assert found == [f"many_{n:04}" for n in (0, 1, 2, 3, 100, 101, 102, 103, 200, 201, 202, 203)]
-    assert isinstance(events[-1], Done)
+    assert isinstance(events[-1], PipelinesSynced)
     assert events[-1].synced_through == datetime(2026, 11, 23, 11, 32, 48, tzinfo=UTC)
 
 

@@ -57,7 +57,7 @@ def test_server_error_is_a_500(partner: httpx.Client) -> None:
     assert partner.get("/runs").status_code == 500
 
 
-def test_slow_answers_well_but_late(partner: httpx.Client) -> None:
+def test_slow_responses_are_correct_but_late(partner: httpx.Client) -> None:
     quick = partner.get(ONE)
     misbehave(partner, "slow", seconds=0.3)
     started = time.monotonic()
@@ -73,7 +73,7 @@ def test_truncated_promises_more_than_it_sends(partner: httpx.Client) -> None:
             partner.get(path)
 
 
-def test_garbage_says_json_and_is_not(partner: httpx.Client) -> None:
+def test_garbage_claims_to_be_json_and_is_not(partner: httpx.Client) -> None:
     misbehave(partner, "garbage")
     answer = partner.get("/runs")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
@@ -96,7 +96,7 @@ def test_unauthorized_refuses_a_good_token(partner: httpx.Client) -> None:
     assert "www-authenticate" in answer.headers
 
 
-def test_bad_records_stand_among_all_the_good_ones(partner: httpx.Client) -> None:
+def test_bad_records_are_mixed_with_all_the_good_ones(partner: httpx.Client) -> None:
     for path in (ONE, "/runs", f"{ONE}?updated_since=2030-01-01T00:00:00Z", f"{ONE}?limit=2"):
         good = partner.get(path).json()
         misbehave(partner, "bad_records")
@@ -124,14 +124,14 @@ def test_cursor_loop_never_ends(partner: httpx.Client) -> None:
         partner.delete(CONTROL)
 
 
-def test_a_missing_pipeline_is_a_404_while_the_others_answer(partner: httpx.Client) -> None:
+def test_a_missing_pipeline_is_a_404_while_others_respond(partner: httpx.Client) -> None:
     misbehave(partner, "missing_pipeline", external_id="amberwick-orders-sync")
     assert partner.get(ONE).status_code == 404
     assert partner.get(OTHER).status_code == 200
     assert partner.get("/runs").status_code == 200
 
 
-def test_missing_pipelines_leave_the_account_wide_listings_alone(partner: httpx.Client) -> None:
+def test_missing_pipelines_do_not_affect_account_wide_lists(partner: httpx.Client) -> None:
     misbehave(partner, "missing_pipeline", times=2)
     assert [partner.get(path).status_code for path in ("/runs", "/pipelines", ONE, OTHER, ONE)] == [
         200,
@@ -150,7 +150,7 @@ def test_a_scoped_misbehaviour_touches_only_its_pipelines_endpoint(partner: http
     assert len(partner.get(CONTROL).json()["misbehaviours"]) == 1
 
 
-def test_times_are_counted_down_and_then_the_partner_behaves(partner: httpx.Client) -> None:
+def test_a_misbehaviour_ends_after_the_given_number_of_times(partner: httpx.Client) -> None:
     misbehave(partner, "server_error", times=2)
     assert partner.get("/runs").status_code == 500
     (left,) = partner.get(CONTROL).json()["misbehaviours"]
@@ -159,7 +159,7 @@ def test_times_are_counted_down_and_then_the_partner_behaves(partner: httpx.Clie
     assert partner.get(CONTROL).json() == {"misbehaviours": []}
 
 
-def test_without_times_it_lasts_until_cleared(partner: httpx.Client) -> None:
+def test_without_a_number_of_times_it_lasts_until_cleared(partner: httpx.Client) -> None:
     misbehave(partner, "server_error")
     assert {partner.get("/runs").status_code for _ in range(5)} == {500}
     assert partner.delete(CONTROL).json() == {"misbehaviours": []}

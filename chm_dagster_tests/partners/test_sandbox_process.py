@@ -58,7 +58,7 @@ def test_it_serves_with_its_options_and_a_signal_ends_it_cleanly_in_under_a_seco
         assert (process.returncode, out, err) == (0, "", "")
 
 
-def test_a_slow_answer_does_not_hold_up_the_end() -> None:
+def test_a_slow_response_does_not_delay_shutdown() -> None:
     with sandbox("--misbehave", "slow") as (process, base_url):
         asked = threading.Event()
 
@@ -99,14 +99,14 @@ def test_a_port_in_use_is_one_clear_line_and_exit_code_2() -> None:
 
 
 @pytest.mark.parametrize("token", [None, "  "])
-def test_a_missing_or_empty_token_variable_is_refused_rather_than_serving_openly(token: str | None) -> None:
+def test_a_missing_or_empty_token_variable_is_rejected(token: str | None) -> None:
     assert "SANDBOX_TEST_TOKEN" in refused("--port", "0", "--token-env", "SANDBOX_TEST_TOKEN", token=token)
 
 
 @pytest.mark.parametrize(
     "options", [("--pipelines", "0"), ("--port", "70000"), ("--misbehave", "lazy"), ("--misbehave", "slow@no-such")]
 )
-def test_wrong_options_are_refused_in_one_line(options: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_are_rejected_in_one_line(options: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(options) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)

@@ -17,7 +17,7 @@ SCHEMA = json.loads((Path(__file__).parents[2] / "contracts" / "partner-runs.sch
 
 
 class Partner:
-    """The sandbox over real HTTP, with a clock of its own."""
+    """The sandbox over real HTTP, with its own clock."""
 
     def __init__(self, base_url: str, clock: SettableClock, world: World) -> None:
         self.clock = clock
@@ -66,7 +66,7 @@ def test_the_contract_is_itself_a_valid_schema() -> None:
 
 
 @pytest.mark.parametrize("external_id", [p.external_id for p in World(7).pipelines()])
-def test_each_pipelines_answer_conforms_to_the_contract(partner: Partner, external_id: str) -> None:
+def test_responses_for_each_pipeline_conform_to_the_contract(partner: Partner, external_id: str) -> None:
     path = f"/pipelines/{external_id}/runs"
     recent = (NOON - timedelta(days=1, hours=1)).isoformat()
     pages = list(partner.pages(path, updated_since=recent, limit="1000"))
@@ -75,14 +75,14 @@ def test_each_pipelines_answer_conforms_to_the_contract(partner: Partner, extern
         conforms(page)
 
 
-def test_account_wide_and_inventory_answers_conform_to_the_contract(partner: Partner) -> None:
+def test_account_wide_and_inventory_responses_conform_to_the_contract(partner: Partner) -> None:
     for page in partner.pages("/runs", updated_since="2026-03-09T12:00:00Z", limit="300"):
         conforms(page, "account_runs_page")
     for page in partner.pages("/pipelines", limit="7"):
         conforms(page, "pipelines_page")
 
 
-def test_the_contract_refuses_what_is_not_a_page(partner: Partner) -> None:
+def test_the_contract_rejects_what_is_not_a_page(partner: Partner) -> None:
     (good,) = partner.http.get("/runs", params={"limit": 1}).json()["runs"]
     bad: list[Any] = [
         {"runs": [], "next_cursor": ""},
@@ -127,7 +127,7 @@ def test_the_inventory_lists_every_pipeline_once(partner: Partner) -> None:
     }
 
 
-def test_a_restarted_server_answers_the_same_bytes(partner: Partner) -> None:
+def test_a_restarted_server_returns_the_same_bytes(partner: Partner) -> None:
     query = {"updated_since": "2026-03-10T10:00:00Z"}
     before = partner.http.get("/runs", params=query)
     with serve_in_thread(create_app(World(7), TOKEN, now=SettableClock(NOON))) as base_url:
@@ -136,7 +136,7 @@ def test_a_restarted_server_answers_the_same_bytes(partner: Partner) -> None:
     assert after.content.replace(new_host.encode(), old_host.encode()) == before.content
 
 
-def test_a_cursor_of_before_a_restart_goes_on_after_it(partner: Partner) -> None:
+def test_a_cursor_survives_a_restart(partner: Partner) -> None:
     query = {"limit": "50", "updated_since": "2026-03-10T06:00:00Z"}
     first, second, *_ = partner.pages("/runs", **query)
     with serve_in_thread(create_app(World(7), TOKEN, now=SettableClock(NOON + timedelta(hours=1)))) as base_url:
@@ -175,7 +175,7 @@ def test_incremental_polls_add_up_to_the_full_listing(partner: Partner, path: st
     assert {(r["pipeline_id"], r["id"]): r for r in full}.items() <= known.items()
 
 
-def test_both_endpoints_tell_the_same(partner: Partner) -> None:
+def test_both_endpoints_return_the_same_runs(partner: Partner) -> None:
     since = "2026-03-10T09:00:00+00:00"
     each = [
         record
@@ -219,7 +219,7 @@ def test_bad_input_is_a_400_that_names_the_field(partner: Partner, path: str, fi
     assert answer.json()["error"]["message"].startswith(f"{field}: ")
 
 
-def test_a_cursor_of_another_listing_is_refused(partner: Partner) -> None:
+def test_a_cursor_of_another_list_is_rejected(partner: Partner) -> None:
     cursor = partner.http.get("/pipelines/amberwick-orders-sync/runs").json()["next_cursor"]
     inventory_cursor = partner.http.get("/pipelines", params={"limit": 1}).json()["next_cursor"]
     for path in ("/runs", "/pipelines/brindlemoor-shipment-events/runs", "/pipelines"):
@@ -231,7 +231,7 @@ def test_a_cursor_of_another_listing_is_refused(partner: Partner) -> None:
     assert answer.status_code == 400
 
 
-def test_extreme_times_are_answered_not_crashed_on(partner: Partner) -> None:
+def test_extreme_times_cause_no_crash(partner: Partner) -> None:
     for since in ("0001-01-01T00:00:00+14:00", "1969-12-31T23:59:59Z"):
         answer = partner.http.get("/pipelines/cobaltfen-regulator-export/runs", params={"updated_since": since})
         assert len(answer.json()["runs"]) == 14
@@ -259,12 +259,12 @@ def test_a_wrong_or_missing_token_is_a_401_with_a_challenge(partner: Partner, pa
     assert TOKEN not in answer.text
 
 
-def test_without_a_configured_token_anyone_is_answered() -> None:
+def test_without_a_configured_token_no_token_is_required() -> None:
     with serve_in_thread(create_app(World(7), None)) as base_url:
         assert httpx.get(f"{base_url}/runs", trust_env=False).status_code == 200
 
 
-def test_health_index_and_a_runs_own_page_need_no_token(partner: Partner) -> None:
+def test_health_index_and_run_pages_need_no_token(partner: Partner) -> None:
     base_url = str(partner.http.base_url).rstrip("/")
     assert httpx.get(f"{base_url}/healthz", trust_env=False).json() == {"status": "ok"}
     index = httpx.get(base_url, trust_env=False).json()
@@ -274,14 +274,14 @@ def test_health_index_and_a_runs_own_page_need_no_token(partner: Partner) -> Non
     assert httpx.get(record["url"], trust_env=False).json() == record
 
 
-def test_the_date_header_is_there_once_and_of_the_apps_clock(partner: Partner) -> None:
+def test_there_is_one_date_header_with_the_apps_clock(partner: Partner) -> None:
     partner.clock.time = NOON + timedelta(seconds=59, microseconds=999_999)
     for path in ("/runs", "/nowhere", "/healthz"):
         dates = partner.http.get(path).headers.get_list("date")
         assert [parsedate_to_datetime(date) for date in dates] == [NOON + timedelta(seconds=59)]
 
 
-def test_a_partner_without_the_account_wide_listing_answers_404_there() -> None:
+def test_a_partner_without_the_account_wide_list_returns_404_for_it() -> None:
     with serve_in_thread(create_app(World(7), None, account_wide=False)) as base_url:
         assert httpx.get(f"{base_url}/runs", trust_env=False).status_code == 404
         assert httpx.get(f"{base_url}/pipelines", trust_env=False).status_code == 200

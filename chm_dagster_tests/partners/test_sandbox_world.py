@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chm_dagster.domain.inventory import Platform
+from chm_dagster.domain.pipelines import Platform
 from chm_dagster.partners.sandbox import World
 from chm_dagster.partners.sandbox.catalogue import Habit
 from chm_dagster.partners.sandbox.world import ANCHOR_US, Listing, Position, microseconds
@@ -38,7 +38,7 @@ def key(record: dict[str, Any]) -> tuple[str, str]:
     return record["pipeline_id"], str(record["id"])
 
 
-def test_the_same_seed_and_time_give_the_same_bytes_whatever_was_asked_before() -> None:
+def test_the_same_seed_and_time_give_the_same_bytes_whatever_was_requested_before() -> None:
     used, fresh = World(7), World(7)
     since = NOON - timedelta(days=2)
     used.records(None, None, NOON + 3 * MINUTE)
@@ -97,7 +97,7 @@ def test_history_goes_back_fourteen_days_and_no_further(everything: list[dict[st
         assert max(created) <= NOON
 
 
-def test_no_record_knows_the_future(everything: list[dict[str, Any]]) -> None:
+def test_no_record_contains_the_future(everything: list[dict[str, Any]]) -> None:
     times = [r[f] for r in everything for f in ("created_at", "started_at", "finished_at", "updated_at") if r[f]]
     assert max(map(time_of, times)) <= NOON
 
@@ -112,7 +112,7 @@ def test_records_are_sorted_by_pipeline_then_run_and_their_ids_are_unique_within
 
 
 def lives(world: World, external_id: str, minutes: int) -> dict[str, list[dict[str, Any]]]:
-    """Every distinct form in which the runs created from NOON on were seen, looking twice a minute."""
+    """Every distinct state of the runs created from NOON on, observed twice a minute."""
     seen: dict[str, list[dict[str, Any]]] = {}
     for step in range(2 * minutes):
         for record in world.records(world.pipeline(external_id), NOON, NOON + step * MINUTE / 2):
@@ -193,7 +193,7 @@ def test_at_any_time_two_of_the_three_brittle_pipelines_are_broken(day: int) -> 
     assert all({"success", "failed"} == set(found) for found in newest.values())
 
 
-def test_a_broken_pipeline_gives_one_reason_until_it_is_mended() -> None:
+def test_a_broken_pipeline_gives_the_same_reason_until_it_is_fixed() -> None:
     world = World(7)
     for pipeline in (p for p in world.pipelines() if p.habit is Habit.BROKEN):
         first_lines = {(r["error_message"] or "").split("\n")[0] for r in world.records(pipeline, None, NOON)}
@@ -254,7 +254,7 @@ def test_a_later_page_does_not_compute_the_earlier_ones_again() -> None:
 
 
 @pytest.mark.parametrize("offset", [timedelta(0), timedelta(seconds=0.3), timedelta(days=3, microseconds=1)])
-def test_a_bench_world_has_exactly_500_news_a_window_at_any_instant(offset: timedelta) -> None:
+def test_a_bench_world_has_exactly_500_new_runs_in_any_window(offset: timedelta) -> None:
     world = World.bench(7, 10_000, runs_per_pipeline=3, new_runs=500, window=timedelta(minutes=5))
     now = NOON + offset
     assert [world.news(now + n * 5 * MINUTE, now + (n + 1) * 5 * MINUTE) for n in range(3)] == [500, 500, 500]
@@ -262,7 +262,7 @@ def test_a_bench_world_has_exactly_500_news_a_window_at_any_instant(offset: time
     assert world.pipelines()[0].period_seconds == 20 * 300
 
 
-def test_a_bench_world_lists_exactly_the_asked_runs_of_each_pipeline_at_any_instant() -> None:
+def test_a_bench_world_lists_exactly_the_requested_number_of_runs_at_any_time() -> None:
     world = World.bench(7, 500, runs_per_pipeline=4, new_runs=25)
     for now in (NOON, NOON + timedelta(seconds=17.123)):
         records = world.records(None, None, now)
@@ -281,19 +281,19 @@ def test_a_forced_period_spreads_the_pipelines_evenly() -> None:
     assert {b - a for a, b in itertools.pairwise(slots)} == {10_000_000}
 
 
-def test_a_bench_window_that_cannot_be_even_is_refused() -> None:
+def test_a_bench_window_that_cannot_be_even_is_rejected() -> None:
     with pytest.raises(ValueError, match="multiple"):
         World.bench(7, 10, new_runs=7, window=timedelta(seconds=1))
 
 
-def test_a_world_without_pipelines_or_with_too_short_a_period_is_refused() -> None:
+def test_a_world_without_pipelines_or_with_too_short_a_period_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least one"):
         World(7, 0)
     with pytest.raises(ValueError, match="too short"):
         World(7, 1000, period_seconds=0.0001)
 
 
-def test_naive_times_are_refused() -> None:
+def test_naive_times_are_rejected() -> None:
     with pytest.raises(TypeError):
         World(7).listing(None, None, datetime(2026, 1, 1))
 

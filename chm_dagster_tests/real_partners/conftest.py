@@ -1,4 +1,4 @@
-"""One database and one landing zone for each file of tests: they follow one server through its life."""
+"""One database and one landing zone per test file, because its tests follow one server over time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from chm_dagster.ingestion.landing import LandingZone
 from chm_dagster.local.postgres import EmbeddedPostgres
 from chm_dagster.warehouse.engine import make_engine
 
-# Their asserts should say as much as those in the tests.
+# Their asserts should be as detailed as those in the tests.
 for _module in ("airflow_server", "dagster_server", "ledger", "prefect_server", "server"):
     pytest.register_assert_rewrite(f"chm_dagster_tests.real_partners.{_module}")
 

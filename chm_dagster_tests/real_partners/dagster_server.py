@@ -1,4 +1,4 @@
-"""A real Dagster webserver; it launches runs by itself, without a daemon."""
+"""A real Dagster webserver, which launches runs without a daemon."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ DELETE = "mutation($run: String!) { deletePipelineRun(runId: $run) { __typename 
 
 @dataclasses.dataclass(slots=True)
 class Dagster:
-    """A running webserver, and what a person does in its UI."""
+    """A running webserver and the actions of a person in its UI."""
 
     base_url: str
     client: httpx.Client
@@ -55,7 +55,7 @@ class Dagster:
         }
 
     def newest(self, job: str) -> str:
-        """The id of a job's last run."""
+        """The id of a job's latest run."""
         runs = self._ask(RUNS)["runsOrError"]["results"]
         run_id: str = next(run["runId"] for run in runs if run["jobName"] == job)
         return run_id
@@ -93,7 +93,7 @@ class Dagster:
 
 
 def external_id(job: str) -> str:
-    """A job is known by its code location, too; the runs of the past have lost theirs."""
+    """A job is identified by its code location as well; the runs of the history have none."""
     return job if job == BUSY else f"jobs.py/{job}"
 
 

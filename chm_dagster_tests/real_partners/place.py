@@ -1,4 +1,4 @@
-"""Where a real server lives: an environment, a state folder and logs of its own, and nothing that outlives the tests."""
+"""The home of a real server: its own environment, state folder and logs, all ended with the tests."""
 
 import dataclasses
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from chm_dagster.local.files import tail
+from chm_dagster.local.postgres_setup import tail
 from chm_dagster.local.supervisor import Child, Supervisor
 
 ROOT = Path(__file__).parents[2]
@@ -38,14 +38,14 @@ class Place:
         return str(self.home / "venv" / "bin" / name)
 
     def environ(self, settings: Mapping[str, str]) -> dict[str, str]:
-        """The whole environment of the server: nothing of the caller's shell, so also no PYTHONDONTWRITEBYTECODE."""
+        """The complete environment of the server: nothing from the caller's shell, and so no PYTHONDONTWRITEBYTECODE."""
         path = f"{self.home / 'venv' / 'bin'}:{os.defpath}"
-        # Airflow does not run as a user without a name, as those of containers often are.
+        # Airflow does not run as a user without a name, which is common in containers.
         user = {"USER": "chm", "LOGNAME": "chm", "HOME": str(self.state)}
         return {"PATH": path, "LANG": "C.UTF-8", "TZ": "UTC", **user, **settings}
 
     def run(self, environ: Mapping[str, str], *argv: str) -> None:
-        """Run one of the server's programs to its end."""
+        """Run one of the server's programs to completion."""
         log = self.home / "logs" / "preparation.log"
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as output:
@@ -67,7 +67,7 @@ def home_of(name: str) -> Path:
 
 @contextmanager
 def place(name: str) -> Iterator[Place]:
-    """Take the home of a server. Whatever was started there ends with the context, or with the test process."""
+    """Take the home of a server. Processes started there end with the context or with the test process."""
     home = home_of(name)
     if not (home / "venv" / ".installed").exists():
         pytest.fail(f"the real {name} is not installed: run `make test-partners`", pytrace=False)
@@ -79,7 +79,7 @@ def place(name: str) -> Iterator[Place]:
 
 
 def free_port() -> int:
-    """A port that nothing listens on now; for servers that cannot be given port 0."""
+    """A free port, for servers that do not support port 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -87,7 +87,7 @@ def free_port() -> int:
 
 
 def answers(url: str, needs: Callable[[httpx.Response], bool] = lambda answer: True) -> Callable[[], bool]:
-    """A readiness test: does this URL answer 200, and what is needed?"""
+    """A readiness test: this URL must respond with 200 and the given content."""
 
     def ask() -> bool:
         try:

@@ -19,12 +19,12 @@ LIFECYCLE = ("succeeds", "fails", "runs-long", "skips", "stumbles", "recovers", 
 PAGE = 200
 ENDS = {"COMPLETED": "success", "FAILED": "failed", "CRASHED": "failed", "CANCELLED": "canceled"}
 DUE = ("Late", "AwaitingRetry")
-"""Scheduled runs that should be under way; the other scheduled ones have not happened yet."""
+"""Scheduled runs that should have started; other scheduled runs have not happened yet."""
 
 
 @dataclasses.dataclass(slots=True)
 class Prefect:
-    """A running Prefect, and what a person does in its UI. `deployments` are the ids by name of the flow."""
+    """A running Prefect and the actions of a person in its UI. `deployments` are ids by flow name."""
 
     base_url: str
     password: str
@@ -47,7 +47,7 @@ class Prefect:
             offset += len(page)
 
     def deploy(self, name: str, **fields: Any) -> None:
-        """A deployment that no process serves: its runs do what the tests say."""
+        """A deployment that no process serves, so that the tests control its runs."""
         flow = ask(self.client, "POST", "/flows/", json={"name": name}).json()["id"]
         body = {"name": "unserved", "flow_id": flow, **fields}
         self.deployments[name] = ask(self.client, "POST", "/deployments/", json=body).json()["id"]
@@ -91,7 +91,7 @@ class Prefect:
         return run_id
 
     def scheduled(self, name: str) -> str:
-        """The id of a run of this deployment that the server's scheduler has made for the future."""
+        """The id of a future run of this deployment, created by the server's scheduler."""
         query = {
             "deployments": {"id": {"any_": [self.deployments[name]]}},
             "flow_runs": {"state": {"name": {"any_": ["Scheduled"]}}},
@@ -142,12 +142,12 @@ def _status(state: dict[str, Any]) -> str | None:
 
 @contextmanager
 def prefect() -> Iterator[Prefect]:
-    """Boot it, its lifecycle flows served."""
+    """Boot it and serve its lifecycle flows."""
     with place("prefect") as here:
         port = free_port()
         base_url = f"http://127.0.0.1:{port}/api"
         password = secrets.token_urlsafe(12)
-        # By default all users of a machine share a folder, which belongs to the first of them.
+        # By default, all users of a machine share a folder that belongs to the first of them.
         scratch = here.state / "tmp"
         scratch.mkdir()
         settings = {
@@ -176,6 +176,6 @@ def _all_served(server: Prefect) -> bool:
 
 
 def hourly_from(moment_: datetime) -> dict[str, Any]:
-    """A deployment's schedule field, the first run at that moment."""
+    """A deployment's schedule field with the first run at that time."""
     schedule = {"interval": timedelta(hours=1).total_seconds(), "anchor_date": moment_.astimezone(UTC).isoformat()}
     return {"schedules": [{"schedule": schedule, "active": True}]}

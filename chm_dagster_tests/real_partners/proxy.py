@@ -1,4 +1,4 @@
-"""A reverse proxy that counts: which requests does a sweep really make?"""
+"""A reverse proxy that records which requests a sync really makes."""
 
 import threading
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ _OF_THE_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"
 
 
 class Proxy:
-    """`base_url` answers like the server behind it; `requests` lists, as `METHOD path`, what was asked since `reset`.
+    """`base_url` responds like the server behind it; `requests` lists the requests since `reset` as `METHOD path`.
 
-    Paths with the text `broken` in them are answered with 500.
+    Paths that contain `broken` get a 500.
     """
 
     def __init__(self, base_url: str) -> None:
@@ -23,8 +23,13 @@ class Proxy:
 
     @property
     def lists_of_runs(self) -> list[str]:
-        """Those of the requests that asked Airflow for a page of runs."""
+        """The requests to Airflow for a page of runs."""
         return [request for request in self.requests if "/dagRuns?" in request]
+
+    @property
+    def requests_for_runs(self) -> list[str]:
+        """All requests to Airflow but those for pages of its DAGs, which only some syncs send."""
+        return [request for request in self.requests if "/dags?" not in request]
 
     def reset(self) -> None:
         self.requests.clear()
@@ -32,7 +37,7 @@ class Proxy:
 
 @contextmanager
 def counting_proxy(target: str) -> Iterator[Proxy]:
-    """Serve one, in threads of this process."""
+    """Serve a proxy in threads of this process."""
     with httpx.Client(base_url=target, trust_env=False, timeout=60) as client:
 
         class Handler(BaseHTTPRequestHandler):

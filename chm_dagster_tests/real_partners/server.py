@@ -1,4 +1,4 @@
-"""What the tests ask of every real server, whatever its make: its own word on every run."""
+"""What the tests need from every real server: its own view of every run."""
 
 import dataclasses
 import time
@@ -13,7 +13,7 @@ ATTEMPTS = 8
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Word:
-    """What CHM should know of a run, read from the server itself without any of CHM's code."""
+    """What CHM should know about a run, read from the server itself without CHM's code."""
 
     status: str
     started_at: datetime | None
@@ -21,7 +21,7 @@ class Word:
 
     @classmethod
     def of(cls, status: str, started: datetime | None, finished: datetime | None, *waiting: datetime | None) -> "Word":
-        """A run that has not started is put at the newest time since when it waits, unless that is still to come."""
+        """A run that has not started is placed at the newest time since when it has waited, unless that is in the future."""
         since = max((moment for moment in waiting if moment), default=None)
         if started is None and since is not None and since <= datetime.now(UTC):
             started = since
@@ -29,7 +29,7 @@ class Word:
 
 
 Words = Mapping[tuple[str, str], Word]
-"""By external id of the pipeline, and run id."""
+"""By the pipeline's external id and run id."""
 
 
 class RealServer(Protocol):
@@ -41,7 +41,7 @@ class RealServer(Protocol):
 
 
 def differences(server: Words, ledger: Words) -> list[str]:
-    """Every run on which the two do not agree, in words; empty if there is none."""
+    """A description of every run on which the two disagree."""
     found = [f"{key}: {server[key]} at the server, not in the ledger" for key in server.keys() - ledger.keys()]
     found += [f"{key}: {ledger[key]} in the ledger, not at the server" for key in ledger.keys() - server.keys()]
     for key in server.keys() & ledger.keys():
@@ -53,7 +53,7 @@ def differences(server: Words, ledger: Words) -> list[str]:
 def ask(
     client: httpx.Client, method: str, path: str, *, expect: Collection[int] = (200, 201, 204), **options: Any
 ) -> httpx.Response:
-    """One request. These servers run on SQLite: under writes they answer 500 or 503 now and then, and mean `again`."""
+    """One request. These servers run on SQLite: during writes they sometimes return 500 or 503, which means "try again"."""
     for attempt in range(ATTEMPTS):
         answer = client.request(method, path, **options)
         if answer.status_code not in (500, 503):
@@ -64,7 +64,7 @@ def ask(
 
 
 def wait_until(what: str, met: Callable[[], bool], seconds: float = 180.0) -> None:
-    """Ask again and again until it is so; fail, naming it, if it takes longer."""
+    """Poll until it is true; fail with its name on timeout."""
     deadline = time.monotonic() + seconds
     while not met():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
@@ -72,5 +72,5 @@ def wait_until(what: str, met: Callable[[], bool], seconds: float = 180.0) -> No
 
 
 def moment(text: str | None) -> datetime | None:
-    """A time as these servers write it."""
+    """A time in the format of these servers."""
     return datetime.fromisoformat(text) if text else None

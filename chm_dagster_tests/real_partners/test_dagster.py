@@ -1,4 +1,4 @@
-"""CHM against a real Dagster webserver: the ledger equals its own list of runs, before and after all that happens."""
+"""CHM against a real Dagster webserver: the ledger equals its own list of runs, before and after every transition."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from chm_dagster.domain.inventory import Platform
+from chm_dagster.domain.pipelines import Platform
 from chm_dagster.ingestion.landing import LandingZone
 from chm_dagster_tests.real_partners.dagster_server import BUSY, BUSY_RUNS, LIFECYCLE, Dagster, dagster, external_id
 from chm_dagster_tests.real_partners.ledger import (
@@ -17,7 +17,7 @@ from chm_dagster_tests.real_partners.ledger import (
     assert_read_page_by_page,
     check,
     discover,
-    sweep_and_compare,
+    sync_and_compare,
 )
 from chm_dagster_tests.real_partners.partners import CONNECTION, partner_of
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.partners]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Dagster]:
-    """A running webserver in which every lifecycle job has run once; `runs_long` is still at it."""
+    """A running webserver in which every lifecycle job has run once; `runs_long` is still running."""
     with dagster() as server:
         with ThreadPoolExecutor() as pool:
             first = dict(zip(LIFECYCLE, pool.map(server.trigger, LIFECYCLE), strict=True))
@@ -37,13 +37,13 @@ def server() -> Iterator[Dagster]:
 
 @pytest.fixture(scope="module")
 def ledger(server: Dagster, ledger_engine: sa.Engine, landings: LandingZone, config_folder: Path) -> Ledger:
-    """Every job of the server, not yet swept."""
+    """Every job of the server, not yet synced."""
     ledger = Ledger(ledger_engine, landings, partner_of(config_folder, "dagster", server.base_url), CONNECTION)
     ledger.follow(Platform.DAGSTER, map(external_id, [*LIFECYCLE, BUSY]))
     return ledger
 
 
-def test_check_tells_wrong_addresses_apart(server: Dagster, config_folder: Path) -> None:
+def test_check_distinguishes_wrong_addresses(server: Dagster, config_folder: Path) -> None:
     def probe(base_url: str) -> tuple[bool, str]:
         answer = check(partner_of(config_folder, "dagster", base_url)[CONNECTION])
         return answer.ok, answer.detail
@@ -53,7 +53,7 @@ def test_check_tells_wrong_addresses_apart(server: Dagster, config_folder: Path)
     assert "1.13.27" in who
     refusals = {
         "or not at this address": probe(f"{server.base_url}/nowhere"),
-        "could not be reached": probe("http://127.0.0.1:9"),
+        "cannot connect to 127.0.0.1:9 (connection refused)": probe("http://127.0.0.1:9"),
     }
     for word, (ok, detail) in refusals.items():
         assert not ok
@@ -65,27 +65,27 @@ def test_discovery_lists_every_job(server: Dagster, config_folder: Path) -> None
     assert listed == {f"jobs.py/{job}" for job in (*LIFECYCLE, BUSY)}
 
 
-def test_the_first_sweep_knows_every_run_of_every_job(server: Dagster, ledger: Ledger) -> None:
-    report = sweep_and_compare(server, ledger)
-    assert report.total("inserted") == BUSY_RUNS + len(LIFECYCLE)
+def test_the_first_sync_finds_every_run_of_every_job(server: Dagster, ledger: Ledger) -> None:
+    report = sync_and_compare(server, ledger)
+    assert report.counts.inserted == BUSY_RUNS + len(LIFECYCLE)
     assert_nothing_to_write(ledger)
     assert_read_page_by_page(server, ledger, BUSY)
 
 
 def test_failures_say_why(ledger: Ledger) -> None:
-    assert "the orders table is locked" in ledger.told("jobs.py/fails").error_message
-    assert ledger.told("jobs.py/succeeds").error_message is None
+    assert "the orders table is locked" in ledger.row("jobs.py/fails").error_message
+    assert ledger.row("jobs.py/succeeds").error_message is None
 
 
-def test_rows_are_counted_where_somebody_wants_to_know(server: Dagster, ledger: Ledger, config_folder: Path) -> None:
-    assert ledger.told("jobs.py/succeeds").rows_processed is None
+def test_rows_are_counted_where_configured(server: Dagster, ledger: Ledger, config_folder: Path) -> None:
+    assert ledger.row("jobs.py/succeeds").rows_processed is None
     partners = partner_of(config_folder, "dagster", server.base_url, count_rows=True)
     counting = Ledger(ledger.engine, ledger.landings, partners, CONNECTION)
-    assert counting.sweep(["acme/jobs-py-succeeds"], since=BEFORE_ALL).total("updated") == 1
-    assert ledger.told("jobs.py/succeeds").rows_processed == 1234
+    assert counting.sync(["acme/jobs-py-succeeds"], since=BEFORE_ALL).counts.updated == 1
+    assert ledger.row("jobs.py/succeeds").rows_processed == 1234
 
 
-# Each way in which runs can come, change and go, and the state in which they then rest.
+# Each way in which runs can appear, change and disappear, and the state they end up in.
 
 
 def be_executed_again(server: Dagster) -> None:
@@ -124,8 +124,8 @@ def be_deleted_while_running(server: Dagster) -> None:
     ],
 )
 def test_a_run_may(happening: Callable[[Dagster], None], server: Dagster, ledger: Ledger) -> None:
-    sweep_and_compare(server, ledger)
+    sync_and_compare(server, ledger)
     ledger.catch_up()
     happening(server)
-    sweep_and_compare(server, ledger)
+    sync_and_compare(server, ledger)
     assert_nothing_to_write(ledger)

@@ -1,4 +1,4 @@
-"""CHM against a real Prefect: the ledger equals the server's own list of runs, before and after everything that happens."""
+"""CHM against a real Prefect: the ledger equals the server's own list of runs, before and after every transition."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from chm_dagster.domain.inventory import Platform
+from chm_dagster.domain.pipelines import Platform
 from chm_dagster.ingestion.landing import LandingZone
 from chm_dagster_tests.real_partners.ledger import (
     Ledger,
@@ -16,7 +16,7 @@ from chm_dagster_tests.real_partners.ledger import (
     assert_read_page_by_page,
     check,
     discover,
-    sweep_and_compare,
+    sync_and_compare,
 )
 from chm_dagster_tests.real_partners.partners import CONNECTION, partner_of
 from chm_dagster_tests.real_partners.prefect_server import LIFECYCLE, Prefect, hourly_from, prefect
@@ -28,7 +28,7 @@ BUSY_RUNS = 260  # two pages
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Prefect]:
-    """A running Prefect in which every lifecycle flow has run once; `runs-long` is still at it."""
+    """A running Prefect in which every lifecycle flow has run once; `runs-long` is still running."""
     with prefect() as server:
         first = {name: server.trigger(name) for name in LIFECYCLE}
         server.deploy("busy")
@@ -43,14 +43,14 @@ def server() -> Iterator[Prefect]:
 
 @pytest.fixture(scope="module")
 def ledger(server: Prefect, ledger_engine: sa.Engine, landings: LandingZone, config_folder: Path) -> Ledger:
-    """Every deployment of the server, not yet swept."""
+    """Every deployment of the server, not yet synced."""
     partners = partner_of(config_folder, "prefect", server.base_url, {"username": "chm", "password": server.password})
     ledger = Ledger(ledger_engine, landings, partners, CONNECTION)
     ledger.follow(Platform.PREFECT, server.deployments.values())
     return ledger
 
 
-def test_check_tells_password_and_address_apart(server: Prefect, config_folder: Path) -> None:
+def test_check_distinguishes_password_and_address(server: Prefect, config_folder: Path) -> None:
     def probe(password: str, base_url: str) -> tuple[bool, str]:
         partners = partner_of(config_folder, "prefect", base_url, {"username": "chm", "password": password})
         answer = check(partners[CONNECTION])
@@ -63,7 +63,7 @@ def test_check_tells_password_and_address_apart(server: Prefect, config_folder: 
     refusals = {
         "credentials refused (401); check REAL_PASSWORD": probe("wrong-password", server.base_url),
         "is base_url right?": probe(server.password, f"{server.base_url}/nowhere"),
-        "could not be reached": probe(server.password, "http://127.0.0.1:9/api"),
+        "cannot connect to 127.0.0.1:9 (connection refused)": probe(server.password, "http://127.0.0.1:9/api"),
     }
     for word, (ok, detail) in refusals.items():
         assert not ok
@@ -74,16 +74,16 @@ def test_discovery_lists_every_deployment(server: Prefect, ledger: Ledger) -> No
     assert discover(ledger.partners[CONNECTION]) == set(server.deployments.values())
 
 
-def test_the_first_sweep_knows_every_run_of_every_deployment(server: Prefect, ledger: Ledger) -> None:
-    report = sweep_and_compare(server, ledger)
-    assert report.total("inserted") == BUSY_RUNS + len(LIFECYCLE)
+def test_the_first_sync_finds_every_run_of_every_deployment(server: Prefect, ledger: Ledger) -> None:
+    report = sync_and_compare(server, ledger)
+    assert report.counts.inserted == BUSY_RUNS + len(LIFECYCLE)
     assert_nothing_to_write(ledger)
     assert_read_page_by_page(server, ledger, server.deployments["busy"])
 
 
 def test_failures_say_why(server: Prefect, ledger: Ledger) -> None:
     def error(flow: str) -> str:
-        return str(ledger.told(server.deployments[flow]).error_message)
+        return str(ledger.row(server.deployments[flow]).error_message)
 
     assert "the orders table is locked" in error("fails")
     assert "exceeded timeout" in error("times-out")
@@ -91,7 +91,7 @@ def test_failures_say_why(server: Prefect, ledger: Ledger) -> None:
     assert error("stumbles") == "None"
 
 
-# Each way in which a run that the ledger knows can change, and the state in which it then rests.
+# Each way in which a known run can change, and the state it ends up in.
 
 
 def run_again(server: Prefect) -> None:
@@ -110,7 +110,7 @@ def await_a_retry(server: Prefect) -> None:
     run_id = server.trigger("busy", "RUNNING")
     server.set_state(run_id, "FAILED")
     server.set_state(run_id, "SCHEDULED", "AwaitingRetry", at=datetime.now(UTC) + timedelta(hours=1))
-    # A sweep asks for planned runs up to the full second; this one was planned in the very second of its making.
+    # A sync reads planned runs up to the full second; this one was planned in the same second it was created.
     time.sleep(1)
 
 
@@ -178,8 +178,8 @@ def be_deleted_while_running(server: Prefect) -> None:
     ],
 )
 def test_a_run_may(happening: Callable[[Prefect], None], server: Prefect, ledger: Ledger) -> None:
-    sweep_and_compare(server, ledger)
+    sync_and_compare(server, ledger)
     ledger.catch_up()
     happening(server)
-    sweep_and_compare(server, ledger)
+    sync_and_compare(server, ledger)
     assert_nothing_to_write(ledger)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chm_dagster.domain.runs import BIGINT_MAX, INT_MAX, MAX_PAYLOAD_BYTES, Observation, Rejection, RunStatus
-from chm_dagster.partners.generic.mapping import DEFAULT_STATUS_MAP, GenericMapping
+from chm_dagster.domain.limits import BIGINT_MAX, INT_MAX, MAX_PAYLOAD_BYTES
+from chm_dagster.domain.runs import Observation, Rejection, RunKind, RunStatus
+from chm_dagster.partners.platforms.generic import DEFAULT_STATUS_MAP, GenericMapper
 from chm_dagster.partners.port import MapRecord
 
 PIPELINE = UUID("018f0000-0000-7000-8000-000000000001")
@@ -26,11 +27,11 @@ RECORD: dict[str, Any] = {
 
 
 def kind_of(value: object) -> str:
-    """A test id: pytest's own would print integers of 5,000 digits, which Python refuses."""
+    """A test id: pytest would print integers of 5,000 digits, which Python rejects."""
     return type(value).__name__
 
 
-MAPPING = GenericMapping()
+MAPPING = GenericMapper()
 
 
 def observe(_mapping: MapRecord = MAPPING, /, **changes: Any) -> Observation:
@@ -40,10 +41,28 @@ def observe(_mapping: MapRecord = MAPPING, /, **changes: Any) -> Observation:
 
 
 def reason(**changes: Any) -> str:
-    seen = GenericMapping()(PIPELINE, RECORD | changes, NOW)
+    seen = GenericMapper()(PIPELINE, RECORD | changes, NOW)
     assert isinstance(seen, Rejection), seen
     assert seen.pipeline_id == PIPELINE
     return seen.reason
+
+
+@pytest.mark.parametrize(
+    ("conclusion", "status"),
+    [("failure", RunStatus.FAILED), ("success", RunStatus.SUCCESS), ("cancelled", RunStatus.CANCELED)],
+)
+@pytest.mark.parametrize("word", ["completed", "done"])
+@pytest.mark.parametrize("field", ["conclusion", "result"])
+def test_a_completed_run_ended_as_its_conclusion_says(
+    field: str, word: str, conclusion: str, status: RunStatus
+) -> None:
+    assert observe(status=word, **{field: conclusion}).status is status
+    assert observe(status=word, **{field: None}).status is RunStatus.SUCCESS
+    assert observe(status="failed", **{field: "success"}).status is RunStatus.FAILED
+
+
+def test_a_conclusion_that_is_unknown_is_no_success() -> None:
+    assert observe(status="completed", conclusion="levitated").unknown_status
 
 
 def test_a_full_record_becomes_an_observation() -> None:
@@ -57,7 +76,7 @@ def test_a_full_record_becomes_an_observation() -> None:
         "region": "eu",
     }
     start = datetime(2026, 6, 1, 10, tzinfo=UTC)
-    assert GenericMapping()(PIPELINE, record, NOW) == Observation(
+    assert GenericMapper()(PIPELINE, record, NOW) == Observation(
         pipeline_id=PIPELINE,
         external_run_id="r1",
         status=RunStatus.SUCCESS,
@@ -78,21 +97,21 @@ def test_a_full_record_becomes_an_observation() -> None:
 
 
 @pytest.mark.parametrize("record", [None, "r1", 7, 1.5, True, [], [RECORD]])
-def test_what_is_not_an_object_is_rejected(record: object) -> None:
-    assert GenericMapping()(PIPELINE, record, NOW) == Rejection(
+def test_a_record_that_is_not_an_object_is_rejected(record: object) -> None:
+    assert GenericMapper()(PIPELINE, record, NOW) == Rejection(
         PIPELINE, "record: not an object; send one JSON object for each run", record
     )
 
 
 def test_a_record_without_an_id_or_a_status_is_rejected() -> None:
     without_id = {name: value for name, value in RECORD.items() if name != "id"}
-    rejected = GenericMapping()(PIPELINE, without_id, NOW)
+    rejected = GenericMapper()(PIPELINE, without_id, NOW)
     assert rejected == Rejection(PIPELINE, "id: missing; every run needs one", without_id)
     assert reason(status=None) == "status: missing; every run needs one"
 
 
 @pytest.mark.parametrize("bad", [None, "", " ", True, 1.0, [], {}, "x" * 513, "a\0b", "\ud800", 10**5_000], ids=kind_of)
-def test_an_id_that_is_no_key_is_rejected(bad: object) -> None:
+def test_an_id_that_cannot_be_a_key_is_rejected(bad: object) -> None:
     assert reason(id=bad).startswith("id: ")
 
 
@@ -106,7 +125,7 @@ def test_ids_are_never_folded_or_masked() -> None:
 
 
 @pytest.mark.parametrize(("word", "status"), sorted(DEFAULT_STATUS_MAP.items()))
-def test_the_usual_words_are_known_however_they_are_spelled(word: str, status: RunStatus) -> None:
+def test_common_status_words_are_known_in_any_spelling(word: str, status: RunStatus) -> None:
     for spelled in (word, word.upper(), f" {word.title()}\n", word.replace("_", "-"), word.replace("_", " ")):
         seen = observe(status=spelled)
         assert (seen.status, seen.unknown_status) == (status, False)
@@ -125,7 +144,7 @@ def test_the_usual_words_are_known_however_they_are_spelled(word: str, status: R
         ("upstream-skipped", "upstream-skipped"),
     ],
 )
-def test_the_word_is_kept_where_it_says_more_than_our_status(word: str, expected: str | None) -> None:
+def test_the_word_is_kept_if_it_says_more_than_the_status(word: str, expected: str | None) -> None:
     assert observe(status=word).status_reason == expected
 
 
@@ -145,28 +164,44 @@ def test_an_unknown_word_is_running_and_never_an_outcome(word: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [None, 0, 1, True, 1.5, [], {}, "", "  "])
-def test_a_status_that_is_no_word_is_rejected(bad: object) -> None:
+def test_a_status_that_is_not_a_word_is_rejected(bad: object) -> None:
     assert reason(status=bad).startswith("status: ")
 
 
-def test_a_partner_may_have_words_of_its_own() -> None:
-    mapping = GenericMapping(status_map={**DEFAULT_STATUS_MAP, "Half-Done": RunStatus.FAILED})
+def test_a_partner_can_have_its_own_status_words() -> None:
+    mapping = GenericMapper(status_map={**DEFAULT_STATUS_MAP, "Half-Done": RunStatus.FAILED})
     seen = observe(mapping, status="half done")
     assert (seen.status, seen.status_reason, seen.unknown_status) == (RunStatus.FAILED, "half done", False)
-    assert observe(GenericMapping(status_map={}), status="success").unknown_status
+    assert observe(GenericMapper(status_map={}), status="success").unknown_status
 
 
 # times
 
 
-def test_created_at_stands_in_for_the_start_but_not_in_the_duration() -> None:
+def test_created_at_is_when_a_run_was_queued_and_never_its_start() -> None:
     seen = observe(started_at=None, created_at="2026-06-01T09:00:00Z", duration_seconds=12)
-    assert (seen.started_at, seen.duration_seconds) == (datetime(2026, 6, 1, 9, tzinfo=UTC), 12.0)
+    assert (seen.started_at, seen.queued_at) == (None, datetime(2026, 6, 1, 9, tzinfo=UTC))
+    assert seen.duration_seconds == 12.0
+    assert observe(created_at=START).queued_at == datetime(2026, 6, 1, 10, tzinfo=UTC)
     assert observe(started_at=None, created_at=START).duration_seconds is None
 
 
-def test_created_at_is_not_looked_at_where_there_is_a_start() -> None:
-    assert observe(created_at="nonsense").started_at == datetime(2026, 6, 1, 10, tzinfo=UTC)
+def test_a_bad_created_at_is_ignored_if_there_is_a_start() -> None:
+    seen = observe(created_at="nonsense")
+    assert (seen.started_at, seen.queued_at) == (datetime(2026, 6, 1, 10, tzinfo=UTC), None)
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"), [("backfill", RunKind.BACKFILL), ("odd", None), (7, None), ([], None), (None, None)]
+)
+def test_the_kind_of_a_run_is_one_of_four_words(word: object, kind: RunKind | None) -> None:
+    assert observe(kind=word).kind is kind
+
+
+def test_a_failed_run_may_be_about_to_be_tried_again() -> None:
+    assert observe(status="failed", will_retry=True).will_retry
+    assert not observe(status="failed", will_retry="yes").will_retry
+    assert not observe(will_retry=True).will_retry
 
 
 def test_a_queued_run_needs_no_time() -> None:
@@ -191,7 +226,7 @@ def test_a_finished_run_needs_some_time() -> None:
     "bad",
     ["2026-06-01T10:00:00", "2026-06-01", "", 1_780_000_000, True, [], "0001-01-01T00:00:00Z", "2030-01-01T00:00:00Z"],
 )
-def test_a_time_that_is_not_certain_rejects_the_record(field: str, bad: object) -> None:
+def test_an_ambiguous_time_rejects_the_record(field: str, bad: object) -> None:
     assert reason(**{field: bad}).startswith(f"{field}: ")
 
 
@@ -216,7 +251,7 @@ def test_the_version_is_read_whether_or_not_it_is_the_finish() -> None:
     finish = datetime(2026, 6, 1, 10, 1, 30, tzinfo=UTC)
     assert observe().source_version == finish
     assert observe(updated_at="2026-06-01T10:05:00Z").source_version == datetime(2026, 6, 1, 10, 5, tzinfo=UTC)
-    # A run that was reopened may still show its old finish; whatever it is, the version counts.
+    # A reopened run may still show its old finish; it counts for the version in any case.
     assert observe(status="running").source_version == finish
     assert observe(finished_at=None, updated_at=None).source_version is None
 
@@ -230,7 +265,7 @@ def test_a_finish_before_the_start_is_kept_without_a_duration() -> None:
     assert seen.duration_seconds is None
 
 
-def test_our_own_duration_wins_and_theirs_stands_in() -> None:
+def test_the_computed_duration_wins_over_the_reported_one() -> None:
     assert observe(duration_seconds=7).duration_seconds == 90.0
     assert observe(finished_at=None, duration_seconds=7).duration_seconds == 7.0
     assert observe(finished_at=None, duration_seconds=math.inf).duration_seconds is None
@@ -240,13 +275,13 @@ def test_our_own_duration_wins_and_theirs_stands_in() -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, 1.5, True, "many", 2**63, math.nan])
-def test_rows_that_are_no_count_do_not_cost_the_run(bad: object) -> None:
+def test_an_invalid_row_count_does_not_reject_the_run(bad: object) -> None:
     assert observe(rows_processed=bad).rows_processed is None
     assert observe(rows_processed="42").rows_processed == 42
 
 
 @pytest.mark.parametrize("bad", [-1, True, 1.0, "1", 2**31])
-def test_an_attempt_that_is_no_count_is_rejected(bad: object) -> None:
+def test_an_invalid_attempt_is_rejected(bad: object) -> None:
     assert reason(attempt=bad).startswith("attempt: ")
     assert observe(attempt=None).attempt == observe().attempt == 0
 
@@ -258,10 +293,10 @@ def test_only_a_failed_or_canceled_run_has_an_error(status: str, kept: bool) -> 
     assert observe(status=status, error_message="boom").error_message == ("boom" if kept else None)
 
 
-def test_an_error_is_masked_cleaned_and_capped() -> None:
+def test_an_error_is_masked_cleaned_and_truncated() -> None:
     message = observe(status="failed", error_message="a\0 password=hunter2 " + "x" * 1_000_000).error_message or ""
     assert message.startswith("a� password=*** x")
-    assert message.endswith("x... (1000016 characters in all)")
+    assert " of 1,000,016 characters left out) ..." in message and message.endswith("xx")
     assert len(message.encode()) <= 8_000
 
 
@@ -273,7 +308,7 @@ def test_a_link_with_a_secret_is_not_kept() -> None:
 
 def test_progress_says_finished_only_where_a_run_never_reopens() -> None:
     assert observe().progress == 1
-    assert observe(GenericMapping(reopens=True)).progress == 0
+    assert observe(GenericMapper(reopens=True)).progress == 0
 
 
 def test_the_payload_is_the_record_with_its_secrets_masked() -> None:
@@ -281,8 +316,8 @@ def test_the_payload_is_the_record_with_its_secrets_masked() -> None:
     assert seen.payload == RECORD | {"conf": {"password": "***", "n": None, "a�": 1}, "note": "token=***"}
 
 
-def test_the_record_of_a_rejection_is_masked_and_capped_as_well() -> None:
-    rejected = GenericMapping()(PIPELINE, {"password": "hunter2", "log": "x\0" * 100_000}, NOW)
+def test_the_record_of_a_rejection_is_masked_and_truncated_as_well() -> None:
+    rejected = GenericMapper()(PIPELINE, {"password": "hunter2", "log": "x\0" * 100_000}, NOW)
     assert isinstance(rejected, Rejection)
     assert rejected.record["truncated"] is True
     assert rejected.record["password"] == "***"
@@ -298,7 +333,7 @@ def test_a_reason_never_shows_the_value() -> None:
 @pytest.mark.parametrize(
     "text", ["<script>alert(1)</script>", "=1+1", "<!channel>", "\x1b[31m", "'; DROP TABLE runs; --", "\u202eabc"]
 )
-def test_texts_that_are_only_dangerous_elsewhere_are_kept_as_they_are(text: str) -> None:
+def test_texts_that_are_dangerous_only_elsewhere_are_kept_unchanged(text: str) -> None:
     seen = observe(id=text, status="failed", error_message=text, note=text)
     assert (seen.external_run_id, seen.error_message, seen.payload["note"]) == (text, text, text)
 
@@ -307,7 +342,7 @@ def test_texts_that_are_only_dangerous_elsewhere_are_kept_as_they_are(text: str)
 
 
 def storable(seen: Observation) -> bool:
-    """What the runs table holds a row to."""
+    """The constraints of the table runs."""
     times = [t for t in (seen.started_at, seen.finished_at, seen.source_version) if t is not None]
     texts = [
         t for t in (seen.external_run_id, seen.error_message, seen.status_reason, seen.source_url) if t is not None
@@ -340,7 +375,7 @@ scalars = (
     | st.integers()
     | st.floats()
     | any_text
-    # Made by map: Hypothesis shows what it samples from, and Python refuses to write this number out.
+    # Created by map: Hypothesis prints the values it samples from, and Python refuses to print this number.
     | st.just(5_000).map(lambda digits: 10**digits)
     | st.sampled_from(
         [2**63, 2**31, "\0", "\ud800", "x" * 70_000, "é" * 9_000, START, FINISH, "9999-12-31T23:59:59-12:00"]
@@ -355,7 +390,7 @@ FIELDS = "id status started_at finished_at created_at updated_at duration_second
 @given(anything)
 @settings(max_examples=150, deadline=None)
 def test_any_json_is_an_observation_or_a_rejection(record: object) -> None:
-    assert isinstance(GenericMapping()(PIPELINE, record, NOW), Observation | Rejection)
+    assert isinstance(GenericMapper()(PIPELINE, record, NOW), Observation | Rejection)
 
 
 @given(
@@ -363,8 +398,8 @@ def test_any_json_is_an_observation_or_a_rejection(record: object) -> None:
     status=st.sampled_from(["success", "failed", "running", "queued", "zombie"]),
 )
 @settings(max_examples=400, deadline=None)
-def test_no_observation_is_one_that_the_table_would_refuse(changes: dict[str, Any], status: str) -> None:
-    seen = GenericMapping()(PIPELINE, RECORD | {"status": status} | changes, NOW)
+def test_every_observation_is_accepted_by_the_table(changes: dict[str, Any], status: str) -> None:
+    seen = GenericMapper()(PIPELINE, RECORD | {"status": status} | changes, NOW)
     if isinstance(seen, Observation):
         assert storable(seen)
     else:
@@ -372,11 +407,11 @@ def test_no_observation_is_one_that_the_table_would_refuse(changes: dict[str, An
         assert seen.reason.split(":")[0] in FIELDS.split()
 
 
-def test_the_same_record_is_always_the_same_observation() -> None:
+def test_the_same_record_always_gives_the_same_observation() -> None:
     assert observe(conf={"b": 1, "a": 2}) == observe(conf={"a": 2, "b": 1})
 
 
-def test_one_bad_neighbour_costs_no_good_record() -> None:
-    mapping = GenericMapping()
+def test_a_bad_record_does_not_affect_good_ones() -> None:
+    mapping = GenericMapper()
     seen = [mapping(PIPELINE, record, NOW) for record in (RECORD, None, RECORD | {"id": "r2"})]
     assert [type(one) for one in seen] == [Observation, Rejection, Observation]

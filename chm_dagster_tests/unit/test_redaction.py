@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from chm_dagster.domain.redaction import is_count_name, is_secret_name, may_hold_secret, redact
 
-# Put together at run time, so that no scanner takes this file for a leak.
+# Assembled at run time, so that no secret scanner reports this file.
 S = "hunter2" + "Xyz"
 JWT = "eyJ" + "hbGciOiJIUzI1NiJ9" + ".eyJzdWIiOiIxIn0" + "." + "c2lnbmF0dXJl"
 KEY = "-----BEGIN " + "RSA PRIVATE KEY-----"
@@ -89,7 +89,7 @@ def test_a_secret_is_masked_and_its_surroundings_stay(text: str) -> None:
 
 @pytest.mark.parametrize("text", LEAKS, ids=lambda text: text[:24].replace("\n", " "))
 @pytest.mark.parametrize("change", [str.upper, str.lower, str])
-def test_the_cheap_test_sees_every_text_that_would_be_changed(text: str, change: type[str]) -> None:
+def test_the_quick_test_finds_every_text_that_would_be_changed(text: str, change: type[str]) -> None:
     if redact(changed := change(text)) != changed:
         assert may_hold_secret(changed)
     assert may_hold_secret(text)
@@ -114,7 +114,7 @@ pieces = st.lists(
 
 @given(pieces)
 @settings(max_examples=400, deadline=None)
-def test_no_text_is_changed_that_the_cheap_test_cleared(text: str) -> None:
+def test_no_text_is_changed_that_the_quick_test_cleared(text: str) -> None:
     assert redact(text) == text or may_hold_secret(text)
 
 
@@ -184,7 +184,7 @@ def test_hostile_repetition_takes_linear_time(piece: str) -> None:
         "signing_key",
     ],
 )
-def test_a_field_of_this_name_holds_a_secret(name: str) -> None:
+def test_a_field_of_this_name_is_masked(name: str) -> None:
     assert is_secret_name(name)
     assert is_secret_name(f"{'x' * 100}_{name}")
 
@@ -192,7 +192,7 @@ def test_a_field_of_this_name_holds_a_secret(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["id", "key", "status", "author", "passed", "bypass_count", "connection", "keyword", "monkey", "compass"]
 )
-def test_a_field_of_this_name_is_harmless(name: str) -> None:
+def test_a_field_of_this_name_is_not_masked(name: str) -> None:
     assert not is_secret_name(name)
 
 

@@ -1,4 +1,6 @@
 import math
+import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -7,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chm_dagster.domain import values
-from chm_dagster.domain.runs import BIGINT_MAX, INT_MAX, MAX_ERROR_BYTES, MAX_PAYLOAD_BYTES
+from chm_dagster.domain import redaction, values
+from chm_dagster.domain.limits import BIGINT_MAX, INT_MAX, MAX_ERROR_BYTES, MAX_PAYLOAD_BYTES
+from chm_dagster.domain.redaction import may_hold_secret
 from chm_dagster.errors import InputError
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -17,12 +20,12 @@ any_text = st.text(st.characters(exclude_categories=()), max_size=30)
 
 
 def kind_of(value: object) -> str:
-    """A test id: pytest's own would print integers of 5,000 digits, which Python refuses."""
+    """A test id: pytest would print integers of 5,000 digits, which Python rejects."""
     return type(value).__name__
 
 
 def jsonb_takes(value: object) -> bool:
-    """What Postgres asks of jsonb: JSON, no NUL, no lone surrogate, and not NaN."""
+    """What Postgres requires of jsonb: valid JSON, no NUL, no lone surrogates, no NaN."""
     encoded = orjson.dumps(value)
     return orjson.loads(encoded) == value and b"\\u0000" not in encoded.replace(b"\\\\", b"")
 
@@ -42,16 +45,11 @@ def test_clean_text_can_always_be_encoded(text: str) -> None:
     assert b"\0" not in values.clean_text(text).encode()
 
 
-def test_a_long_text_is_cut_between_characters_and_says_how_long_it_was() -> None:
-    cut = values.cap_bytes("é" * 1_000_000)
-    assert len(cut.encode()) <= MAX_ERROR_BYTES
-    assert cut.endswith("é... (1000000 characters in all)")
-    assert len(cut.encode()) > MAX_ERROR_BYTES - 4
-
-
-@pytest.mark.parametrize(("text", "same"), [("x" * 8_000, True), ("x" * 8_001, False), ("é" * 4_000, True)])
-def test_the_cap_counts_bytes(text: str, same: bool) -> None:
-    assert (values.cap_bytes(text) == text) is same
+def test_the_exception_of_a_long_error_is_kept() -> None:
+    frames = '  File "a.py", line 1, in f\n    f()\n' * 1_000
+    kept = values.error_text(f"Traceback (most recent call last):\n{frames}ValueError: no disk\n")
+    assert kept is not None and len(kept.encode()) <= MAX_ERROR_BYTES
+    assert kept.startswith("Traceback") and kept.endswith("ValueError: no disk\n")
 
 
 # ids
@@ -89,7 +87,7 @@ def test_an_integer_id_becomes_its_digits(number: int) -> None:
     ],
     ids=kind_of,
 )
-def test_an_id_that_is_no_key_is_refused(value: object, reason: str) -> None:
+def test_an_id_that_cannot_be_a_key_is_refused(value: object, reason: str) -> None:
     with pytest.raises(InputError) as refused:
         values.run_id(value)
     assert str(refused.value) == reason
@@ -110,15 +108,35 @@ def test_an_id_that_is_no_key_is_refused(value: object, reason: str) -> None:
         ("2026-05-31T08:00:00+02", datetime(2026, 5, 31, 6, tzinfo=UTC)),
         ("2026-05-31T08:00:00.5Z", datetime(2026, 5, 31, 8, 0, 0, 500_000, tzinfo=UTC)),
         ("2026-05-31T08:00:00,123456789Z", datetime(2026, 5, 31, 8, 0, 0, 123_456, tzinfo=UTC)),
+        ("2026-05-31T08:00:00.9999999Z", datetime(2026, 5, 31, 8, 0, 0, 999_999, tzinfo=UTC)),
+        ("2026-05-31T08:00:00.5-00:00", datetime(2026, 5, 31, 8, 0, 0, 500_000, tzinfo=UTC)),
         ("2000-01-01T00:00:00Z", datetime(2000, 1, 1, tzinfo=UTC)),
         ("2026-06-02T12:00:00Z", LATEST),
         (None, None),
     ],
 )
-def test_a_time_with_a_zone_is_read_into_utc(text: str | None, expected: datetime | None) -> None:
+def test_a_time_with_a_zone_is_converted_to_utc(text: str | None, expected: datetime | None) -> None:
     moment = values.parse_time(text, "started_at", LATEST)
     assert moment == expected
     assert moment is None or moment.tzinfo is UTC
+
+
+def outcome(read: Callable[[str, str], datetime], text: str) -> datetime | str:
+    try:
+        return read(text, "started_at")
+    except InputError as refused:
+        return str(refused)
+
+
+@given(
+    st.from_regex(
+        r"(19|20|99)\d\d-[01]\d-[0-3]\d[Tt ][0-2]\d:[0-6]\d(:[0-6]\d([.,]\d{1,12})?)?([Zz]|[+-][0-2]\d(:?\d\d)?)?",
+        fullmatch=True,
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_the_quick_and_the_careful_time_parser_agree(text: str) -> None:
+    assert outcome(values.iso_time, text) == outcome(values._careful_time, text)
 
 
 NAIVE = "has no time zone; "
@@ -135,6 +153,8 @@ UNREADABLE = "not a time; "
         ("2026-W22-1T08:00:00Z", UNREADABLE),
         ("20260531T080000Z", UNREADABLE),
         ("2026-05-31T08Z", UNREADABLE),
+        ("\ud800", UNREADABLE),
+        ("2026-05-31T08:00:00Z\ud800", UNREADABLE),
         ("2026-05-31T24:00:00Z", UNREADABLE),
         ("2016-12-31T23:59:60Z", UNREADABLE),
         ("2026-05-31T08:00:00+25:00", UNREADABLE),
@@ -160,7 +180,7 @@ UNREADABLE = "not a time; "
         ({}, "an object; "),
     ],
 )
-def test_a_time_that_is_not_certain_is_refused(value: object, reason: str) -> None:
+def test_an_ambiguous_time_is_rejected(value: object, reason: str) -> None:
     with pytest.raises(InputError) as refused:
         values.parse_time(value, "started_at", LATEST)
     assert str(refused.value).startswith(f"started_at: {reason}")
@@ -170,7 +190,7 @@ def test_a_time_that_is_not_certain_is_refused(value: object, reason: str) -> No
     any_text | st.datetimes().map(lambda moment: moment.isoformat()) | st.datetimes().map(lambda m: f"{m.isoformat()}Z")
 )
 @settings(deadline=None)
-def test_any_text_is_a_time_in_the_window_or_refused(text: str) -> None:
+def test_any_text_is_a_time_in_range_or_rejected(text: str) -> None:
     try:
         moment = values.parse_time(text, "started_at", LATEST)
     except InputError:
@@ -193,7 +213,7 @@ def test_an_epoch_in_its_unit_is_a_time(value: object, unit: Any) -> None:
     assert values.parse_epoch(value, unit, "start", LATEST) == datetime(2026, 5, 28, 20, 26, 40, tzinfo=UTC)
 
 
-def test_no_epoch_is_no_time() -> None:
+def test_a_missing_epoch_is_no_time() -> None:
     assert values.parse_epoch(None, "s", "start", LATEST) is None
 
 
@@ -216,7 +236,7 @@ def test_no_epoch_is_no_time() -> None:
     ],
     ids=kind_of,
 )
-def test_an_epoch_of_the_wrong_unit_or_kind_is_refused(value: object, unit: Any) -> None:
+def test_an_epoch_of_the_wrong_unit_or_type_is_rejected(value: object, unit: Any) -> None:
     with pytest.raises(InputError):
         values.parse_epoch(value, unit, "start", LATEST)
 
@@ -225,12 +245,12 @@ def test_an_epoch_of_the_wrong_unit_or_kind_is_refused(value: object, unit: Any)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, 0), (0, 0), (3, 3), (INT_MAX, INT_MAX)])
-def test_an_attempt_counts_from_nought(value: object, expected: int) -> None:
+def test_attempts_count_from_zero(value: object, expected: int) -> None:
     assert values.attempt(value) == expected
 
 
 @pytest.mark.parametrize("value", [True, -1, INT_MAX + 1, 1.0, "1", [], 10**5_000], ids=kind_of)
-def test_an_attempt_that_is_no_count_is_refused(value: object) -> None:
+def test_an_attempt_that_is_not_a_count_is_rejected(value: object) -> None:
     with pytest.raises(InputError, match=r"^attempt: not an integer from 0 to 2147483647"):
         values.attempt(value)
 
@@ -257,11 +277,11 @@ def test_an_attempt_that_is_no_count_is_refused(value: object) -> None:
     ],
     ids=kind_of,
 )
-def test_rows_are_a_bigint_or_not_known(value: object, expected: int | None) -> None:
+def test_a_row_count_is_a_bigint_or_unknown(value: object, expected: int | None) -> None:
     assert values.row_count(value) == expected
 
 
-def test_the_duration_is_our_own_where_start_and_finish_are_known() -> None:
+def test_the_duration_is_computed_if_start_and_finish_are_known() -> None:
     assert values.duration(NOW, NOW + timedelta(seconds=90), 5) == 90.0
     assert values.duration(NOW, NOW, 5) == 0.0
 
@@ -276,7 +296,7 @@ def test_a_run_that_finished_before_it_started_has_no_duration() -> None:
     + [(bad, None) for bad in (None, True, -1, math.nan, math.inf, 1e10, 10**5_000, "5", [])],
     ids=kind_of,
 )
-def test_a_claimed_duration_stands_in_if_it_is_plausible(claimed: object, expected: float | None) -> None:
+def test_a_reported_duration_is_used_if_it_is_plausible(claimed: object, expected: float | None) -> None:
     assert values.duration(NOW, None, claimed) == expected
 
 
@@ -288,14 +308,14 @@ def test_no_error_is_no_message(value: object) -> None:
     assert values.error_text(value) is None
 
 
-def test_an_error_message_is_clean_masked_and_capped() -> None:
+def test_an_error_message_is_cleaned_masked_and_truncated() -> None:
     message = values.error_text("boom\0 password=hunter2 " + "é" * 100_000)
     assert message is not None
     assert message.startswith("boom� password=*** é")
     assert len(message.encode()) <= MAX_ERROR_BYTES
 
 
-def test_an_error_that_is_no_text_is_written_as_json() -> None:
+def test_an_error_that_is_not_text_is_written_as_json() -> None:
     assert values.error_text({"code": 7, "token": "hunter2", "x": math.nan}) == '{"code":7,"token":"***","x":null}'
 
 
@@ -338,7 +358,7 @@ def test_a_reason_is_one_short_clean_line() -> None:
         )
     ],
 )
-def test_a_link_is_a_web_address_that_is_safe_to_show(value: object, expected: str | None) -> None:
+def test_a_link_must_be_a_safe_web_address(value: object, expected: str | None) -> None:
     assert values.link(value) == expected
 
 
@@ -366,7 +386,7 @@ def test_integers_beyond_64_bits_become_text() -> None:
     ]
 
 
-def test_what_is_nested_too_deep_is_cut() -> None:
+def test_deeply_nested_values_are_cut() -> None:
     deep: Any = "bottom"
     for _ in range(100_000):
         deep = {"in": deep}
@@ -376,11 +396,11 @@ def test_what_is_nested_too_deep_is_cut() -> None:
         (cleaned,) = cleaned.values()
         depth += 1
     assert (depth, cleaned) == (32, "(nested deeper than 32 levels)")
-    while isinstance(deep, dict):  # taken apart by hand: the interpreter would recurse
+    while isinstance(deep, dict):  # unpacked by hand: the interpreter would recurse
         deep = deep.popitem()[1]
 
 
-def test_secrets_are_masked_by_name_however_it_is_spelled() -> None:
+def test_secrets_are_masked_by_name_in_any_spelling() -> None:
     cleaned = values.clean_record(
         {
             "conf": {
@@ -434,13 +454,13 @@ def test_a_record_that_is_too_large_keeps_its_small_fields(filler: str) -> None:
     assert values.clean_record(dict(reversed(record.items()))) == kept
 
 
-def test_a_record_of_many_fields_is_kept_as_far_as_there_is_room() -> None:
+def test_a_record_with_many_fields_is_kept_up_to_the_limit() -> None:
     kept = values.clean_record({f"field_{n}": "x" * 100 for n in range(10_000)} | {"id": "1"})
     assert kept["id"] == "1"
     assert 60_000 < len(orjson.dumps(kept)) <= MAX_PAYLOAD_BYTES
 
 
-def test_a_large_list_is_summed_up_too() -> None:
+def test_a_large_list_is_summarized_too() -> None:
     assert set(values.clean_record(["x" * 100_000])) == {"truncated", "bytes", "sha256"}
 
 
@@ -451,7 +471,7 @@ hostile_json = st.recursive(
     | st.integers(min_value=2**62, max_value=2**66)
     | st.floats()
     | any_text
-    # Made by map: Hypothesis shows what it samples from, and Python refuses to write this number out.
+    # Created by map: Hypothesis prints the values it samples from, and Python refuses to print this number.
     | st.just(5_000).map(lambda digits: 10**digits)
     | st.sampled_from(["token=hunter2", "https://u:pw@h/", "\0", "\ud800", "x" * 70_000]),
     lambda inner: (
@@ -466,13 +486,13 @@ hostile_json = st.recursive(
 
 @given(hostile_json)
 @settings(max_examples=300, deadline=None)
-def test_whatever_comes_in_jsonb_takes_what_goes_out(value: object) -> None:
+def test_any_input_becomes_valid_jsonb(value: object) -> None:
     cleaned = values.clean_record(value)
     assert jsonb_takes(cleaned)
     assert len(orjson.dumps(cleaned)) <= MAX_PAYLOAD_BYTES
 
 
-ordinary = st.dictionaries(
+ordinary_records = st.dictionaries(
     st.sampled_from(["id", "status", "name", "value", "note", "dsn", "auth", "key", "tokens", "pass"]),
     st.none()
     | st.booleans()
@@ -482,10 +502,49 @@ ordinary = st.dictionaries(
 )
 
 
-@given(ordinary | st.dictionaries(st.sampled_from(["id", "conf"]), ordinary | st.lists(ordinary)))
+@given(
+    ordinary_records | st.dictionaries(st.sampled_from(["id", "conf"]), ordinary_records | st.lists(ordinary_records))
+)
 @settings(max_examples=400, deadline=None)
-def test_the_short_way_and_the_long_way_agree(record: dict[str, Any]) -> None:
+def test_the_fast_path_and_the_full_path_agree(record: dict[str, Any]) -> None:
     assert orjson.dumps(values.clean_record(record)) == orjson.dumps(values.clean_json(record))
+
+
+FRAGMENTS = [
+    *"kwczxybgpt-_=:@. 0139a",
+    "pass",
+    "sk_",
+    "rk-",
+    "za",
+    "api",
+    "dapi",
+    "token",
+    "ASIA",
+    "://",
+    "0" * 16,
+    "7f" * 8,
+]
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join))
+@settings(max_examples=500, deadline=None)
+def test_digits_in_a_text_do_not_affect_masking(text: str) -> None:
+    assert may_hold_secret(text) == may_hold_secret(re.sub("[1-9]", "0", text))
+
+
+def test_a_secret_is_masked_however_many_similar_records_came_before() -> None:
+    for n in range(20):
+        assert values.clean_record({"id": f"run-{n}", "note": "ok"}) == {"id": f"run-{n}", "note": "ok"}
+        assert values.clean_record({"id": f"run-{n}", "note": f"pwd={n}"}) == {"id": f"run-{n}", "note": "pwd=***"}
+        assert values.clean_record({"id": f"run-{n}", "note": "\0"}) == {"id": f"run-{n}", "note": "\ufffd"}
+
+
+def test_the_cache_of_harmless_records_is_bounded() -> None:
+    for n in range(redaction.MAX_SHAPES + 10):
+        values.clean_record({"note": "".join("abcdefhijl"[int(digit)] for digit in str(n))})
+    values.clean_record({"note": "n" * 100_000})
+    assert 0 < len(redaction._harmless_shapes) <= redaction.MAX_SHAPES
+    assert max(map(len, redaction._harmless_shapes)) <= redaction.MAX_SHAPE_CHARS
 
 
 def test_an_ordinary_record_is_not_copied() -> None:

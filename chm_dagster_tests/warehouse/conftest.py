@@ -1,4 +1,4 @@
-"""The warehouse over a migrated, empty database, and ways to let several threads at it at once."""
+"""The warehouse with a migrated, empty database, and helpers that call it from several threads."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from chm_dagster.domain.inventory import Pipeline
+from chm_dagster.domain.pipelines import Pipeline
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.factories import rows
 
@@ -19,13 +19,13 @@ def warehouse(engine: sa.Engine) -> Warehouse:
 
 @pytest.fixture
 def orders(warehouse: Warehouse) -> Pipeline:
-    """acme/orders: a pipeline that no partner feeds."""
+    """acme/orders: a pipeline that no partner reports."""
     warehouse.clients.create("Acme")
     return warehouse.pipelines.create("acme", {"name": "Orders", "platform": "cron", "pipeline_type": "ingestion"})
 
 
 def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What each call returned or raised, all of them begun at the same moment in threads of their own."""
+    """The results or exceptions of calls that start simultaneously, each in its own thread."""
     answers: list[Any] = [None] * len(calls)
     start = threading.Barrier(len(calls))
 
@@ -46,7 +46,7 @@ def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 def once_it_waits(engine: sa.Engine, call: Callable[[], Any], then: Callable[[], None]) -> Any:
-    """What a call returns or raises that has to wait for a lock; `then` is done as soon as it waits."""
+    """The result or exception of a call that has to wait for a lock; `then` runs as soon as it waits."""
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.extend(at_once([call])))
     thread.start()

@@ -1,4 +1,4 @@
-"""Clients: names and slugs that are unique whoever races for them, soft disabling, pages."""
+"""Clients: unique names and slugs under races, disabling, pages."""
 
 from functools import partial
 
@@ -7,14 +7,15 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chm_dagster.domain.inventory import Client, is_slug
+from chm_dagster.domain.clients import Client
+from chm_dagster.domain.fields import is_slug
 from chm_dagster.errors import Conflict, InputError, NotFound
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.factories import rows
 from chm_dagster_tests.warehouse.conftest import at_once, once_it_waits
 
 
-def test_a_client_is_created_and_found_by_id_text_of_the_id_and_slug(warehouse: Warehouse) -> None:
+def test_a_client_is_found_by_id_by_id_as_text_and_by_slug(warehouse: Warehouse) -> None:
     made = warehouse.clients.create("  Café Nord GmbH ")
     assert (made.name, made.slug, made.is_active) == ("Café Nord GmbH", "cafe-nord-gmbh", True)
     for ref in (made.id, str(made.id), str(made.id).upper(), "cafe-nord-gmbh"):
@@ -24,7 +25,7 @@ def test_a_client_is_created_and_found_by_id_text_of_the_id_and_slug(warehouse: 
 @pytest.mark.parametrize(
     "ref", ["nobody", "Acme", "", "a/b", "x\0", "\ud800", "a" * 10_000, "'; DROP TABLE clients; --"]
 )
-def test_a_client_that_does_not_exist_is_named_in_the_answer(warehouse: Warehouse, ref: str) -> None:
+def test_an_unknown_client_is_named_in_the_error(warehouse: Warehouse, ref: str) -> None:
     warehouse.clients.create("Acme")
     with pytest.raises(NotFound) as error:
         warehouse.clients.get(ref)
@@ -39,7 +40,7 @@ def test_a_slug_in_the_form_of_an_id_is_found_unless_it_is_the_id_of_another(war
     odd = warehouse.clients.create("Odd", slug="01890a5d-ac96-774b-bcce-b302099a8057")
     assert warehouse.clients.get(odd.slug) == odd
     impostor = warehouse.clients.create("Impostor", slug=str(first.id))
-    # Rewritten, so that it comes after the impostor in the table.
+    # Updated, so that it comes after the impostor in the table.
     renamed = warehouse.clients.update(first.id, {"name": "First of all"})
     assert renamed.id == first.id
     assert warehouse.clients.get(str(first.id)) == renamed
@@ -60,7 +61,7 @@ def test_the_longest_names_make_slugs_that_fit_and_differ(warehouse: Warehouse) 
     assert len(set(slugs)) == 12
 
 
-def test_a_name_of_which_no_slug_can_be_made_needs_one_of_its_own(warehouse: Warehouse) -> None:
+def test_a_name_that_gives_no_slug_needs_an_explicit_one(warehouse: Warehouse) -> None:
     with pytest.raises(InputError, match="none can be made") as error:
         warehouse.clients.create("日本")
     assert error.value.field == "slug"
@@ -68,7 +69,7 @@ def test_a_name_of_which_no_slug_can_be_made_needs_one_of_its_own(warehouse: War
 
 
 @pytest.mark.parametrize("name", ["", "   ", "x" * 201, "a\0b", "a\ud800", "two\nlines", None, 5, ["Acme"], True])
-def test_a_name_that_cannot_be_is_refused_by_field(warehouse: Warehouse, name: object) -> None:
+def test_an_invalid_name_is_rejected_by_field(warehouse: Warehouse, name: object) -> None:
     with pytest.raises(InputError) as error:
         warehouse.clients.create(name)  # type: ignore[arg-type]
     assert error.value.field == "name"
@@ -76,7 +77,7 @@ def test_a_name_that_cannot_be_is_refused_by_field(warehouse: Warehouse, name: o
 
 
 @pytest.mark.parametrize("slug", ["", "Acme", "a b", "-a", "a-", "a--b", "ä", "x" * 101, 7])
-def test_a_slug_that_cannot_be_is_refused_by_field(warehouse: Warehouse, slug: object) -> None:
+def test_an_invalid_slug_is_rejected_by_field(warehouse: Warehouse, slug: object) -> None:
     with pytest.raises(InputError) as error:
         warehouse.clients.create("Acme", slug=slug)  # type: ignore[arg-type]
     assert error.value.field == "slug"
@@ -96,20 +97,20 @@ def test_a_second_client_of_the_same_name_or_slug_is_a_conflict_that_says_which(
     assert error.value.details == (("name", error.value.issue),)
 
 
-def test_of_many_that_race_for_one_name_one_gets_it_and_the_others_a_conflict(warehouse: Warehouse) -> None:
+def test_a_race_for_one_name_gives_one_success_and_conflicts(warehouse: Warehouse) -> None:
     answers = at_once([partial(warehouse.clients.create, "Acme")] * 8)
     assert [type(a) for a in answers].count(Client) == 1
     lost = [a for a in answers if not isinstance(a, Client)]
     assert all(isinstance(a, Conflict) and a.field == "name" for a in lost), lost
 
 
-def test_many_that_race_for_one_slug_all_get_one_of_their_own(warehouse: Warehouse) -> None:
+def test_a_race_for_one_slug_gives_everybody_a_different_one(warehouse: Warehouse) -> None:
     answers = at_once([partial(warehouse.clients.create, "Acme" + "!" * n) for n in range(8)])
     assert sorted(client.slug for client in answers) == ["acme", *(f"acme-{n}" for n in range(2, 9))]
 
 
-def test_a_name_that_is_taken_while_the_request_runs_is_a_conflict(warehouse: Warehouse) -> None:
-    # The race at its worst moment: the name is free when looked for, and taken when written.
+def test_a_name_taken_during_the_request_is_a_conflict(warehouse: Warehouse) -> None:
+    # The worst race: the name is free when it is looked up and taken when it is written.
     with warehouse.engine.connect() as rival:
         rival.execute(sa.text("INSERT INTO clients (name, slug) VALUES ('Acme', 'rival')"))
         answer = once_it_waits(warehouse.engine, partial(warehouse.clients.create, "Acme"), rival.commit)
@@ -117,7 +118,7 @@ def test_a_name_that_is_taken_while_the_request_runs_is_a_conflict(warehouse: Wa
     assert answer.field == "name"
 
 
-def test_a_slug_that_is_taken_while_the_request_runs_is_numbered(warehouse: Warehouse) -> None:
+def test_a_slug_taken_during_the_request_is_numbered(warehouse: Warehouse) -> None:
     with warehouse.engine.connect() as rival:
         rival.execute(sa.text("INSERT INTO clients (name, slug) VALUES ('Rival', 'acme')"))
         answer = once_it_waits(warehouse.engine, partial(warehouse.clients.create, "Acme"), rival.commit)
@@ -147,14 +148,14 @@ def test_a_change_that_changes_nothing_writes_nothing(warehouse: Warehouse) -> N
     ("changes", "field", "issue"),
     [
         ({"nmae": "x"}, "nmae", "did you mean name?"),
-        ({"id": "x"}, "id", "known are"),
+        ({"id": "x"}, "id", "known fields are"),
         ({5: "x"}, "5", "unknown field"),
-        ({"name": None}, "name", "cannot be empty"),
+        ({"name": None}, "name", "cannot be cleared"),
         ({"is_active": "yes"}, "is_active", "true or false"),
-        ({"is_active": None}, "is_active", "cannot be empty"),
+        ({"is_active": None}, "is_active", "cannot be cleared"),
     ],
 )
-def test_a_change_that_cannot_be_is_refused_by_field(
+def test_an_invalid_change_is_rejected_by_field(
     warehouse: Warehouse, changes: dict[str, object], field: str, issue: str
 ) -> None:
     warehouse.clients.create("Acme")
@@ -163,7 +164,7 @@ def test_a_change_that_cannot_be_is_refused_by_field(
     assert error.value.field == field
 
 
-def test_all_problems_are_told_at_once_the_misspelt_field_first(warehouse: Warehouse) -> None:
+def test_all_problems_are_reported_at_once_the_misspelt_field_first(warehouse: Warehouse) -> None:
     warehouse.clients.create("Acme")
     with pytest.raises(InputError) as error:
         warehouse.clients.update("acme", {"nam": "x", "is_active": 1, "name": ""})
@@ -172,7 +173,7 @@ def test_all_problems_are_told_at_once_the_misspelt_field_first(warehouse: Wareh
     assert str(error.value).endswith("(and 2 more: is_active, name)")
 
 
-def test_a_disabled_client_is_out_of_the_list_but_still_there(warehouse: Warehouse) -> None:
+def test_a_disabled_client_is_not_listed_but_still_exists(warehouse: Warehouse) -> None:
     warehouse.clients.create("Acme")
     warehouse.clients.create("Beta")
     assert warehouse.clients.disable("acme").is_active is False
@@ -184,13 +185,13 @@ def test_a_disabled_client_is_out_of_the_list_but_still_there(warehouse: Warehou
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1_001, True, "5", 2.0, None])
-def test_a_limit_that_cannot_be_is_refused(warehouse: Warehouse, limit: object) -> None:
+def test_an_invalid_limit_is_rejected(warehouse: Warehouse, limit: object) -> None:
     with pytest.raises(InputError) as error:
         warehouse.clients.list(limit=limit)  # type: ignore[arg-type]
     assert error.value.field == "limit"
 
 
-def test_pages_put_together_are_the_list_and_survive_inserts_between_them(warehouse: Warehouse) -> None:
+def test_pages_add_up_to_the_list_despite_inserts_between_them(warehouse: Warehouse) -> None:
     for name in "badce":
         warehouse.clients.create(name)
     first = warehouse.clients.list(limit=2)
@@ -205,9 +206,7 @@ def test_pages_put_together_are_the_list_and_survive_inserts_between_them(wareho
 
 @settings(max_examples=60)
 @given(name=st.text(max_size=210), slug=st.none() | st.text(max_size=12))
-def test_whatever_is_sent_either_becomes_a_client_or_gets_an_error_of_ours(
-    warehouse: Warehouse, name: str, slug: str | None
-) -> None:
+def test_any_input_becomes_a_client_or_a_chm_error(warehouse: Warehouse, name: str, slug: str | None) -> None:
     try:
         made = warehouse.clients.create(name, slug)
     except (InputError, Conflict) as error:

@@ -1,11 +1,12 @@
-"""The database has the last word, and what it says names the field."""
+"""The database has the last word, and its errors name the field."""
 
 from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
 
-from chm_dagster.domain.inventory import Pipeline
+from chm_dagster.domain.clients import Client
+from chm_dagster.domain.pipelines import Pipeline
 from chm_dagster.errors import Conflict, DatabaseUnavailable, InputError, NotFound
 from chm_dagster.warehouse.constraints import BROKEN, writing
 from chm_dagster.warehouse.engine import make_engine
@@ -18,7 +19,7 @@ SOMEBODY = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 
 def live_constraints(engine: sa.Engine) -> dict[str, str]:
-    """What can be broken in the live schema: CHECKs, keys, foreign keys and unique indexes, with their tables."""
+    """The constraints of the live schema: CHECKs, keys, foreign keys and unique indexes, with their tables."""
     query = """
         SELECT conname AS name, conrelid::regclass::text AS of_table FROM pg_constraint
         WHERE contype IN ('c', 'p', 'u', 'f') AND connamespace = 'public'::regnamespace
@@ -30,13 +31,13 @@ def live_constraints(engine: sa.Engine) -> dict[str, str]:
     return {row["name"]: row["of_table"] for row in rows(engine, query) if row["of_table"] in TABLES}
 
 
-def test_every_constraint_of_the_live_schema_has_a_meaning(engine: sa.Engine) -> None:
+def test_every_constraint_of_the_live_schema_has_a_message(engine: sa.Engine) -> None:
     live = live_constraints(engine)
     assert len(live) > 50
     assert set(live) == set(BROKEN)
 
 
-def test_every_meaning_names_a_column_of_its_table_and_says_what_is_wrong(engine: sa.Engine) -> None:
+def test_every_message_names_a_column_of_its_table_and_the_problem(engine: sa.Engine) -> None:
     for name, table in live_constraints(engine).items():
         meaning = BROKEN[name]
         error = meaning.error()
@@ -74,7 +75,7 @@ CHANGES: list[tuple[str, type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("statement", "kind", "field"), CHANGES)
-def test_a_broken_constraint_becomes_an_error_of_ours_and_nothing_is_written(
+def test_a_violated_constraint_becomes_a_chm_error_and_nothing_is_written(
     warehouse: Warehouse, orders: Pipeline, statement: str, kind: type[Exception], field: str
 ) -> None:
     with pytest.raises(kind) as error, writing(warehouse.engine) as connection:
@@ -83,25 +84,27 @@ def test_a_broken_constraint_becomes_an_error_of_ours_and_nothing_is_written(
     assert field in str(error.value)
     if kind is not NotFound:
         assert getattr(error.value, "field", None) == field
-    # Postgres quotes the row in its own words; they must not come along.
+    # Postgres quotes the row in its error; this must not be passed on.
     assert error.value.__cause__ is None
     assert "DETAIL" not in str(error.value)
     assert warehouse.clients.get("acme").is_active
 
 
-def test_a_constraint_that_nobody_has_explained_is_not_hidden(warehouse: Warehouse, orders: Pipeline) -> None:
+def test_a_constraint_without_a_message_is_not_hidden(warehouse: Warehouse, orders: Pipeline) -> None:
     with warehouse.engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE clients ADD CONSTRAINT ck_new CHECK (name <> 'X')"))
     with pytest.raises(sa.exc.IntegrityError, match="ck_new"):
         warehouse.clients.update("acme", {"name": "X"})
 
 
+LOOKALIKE = Client.model_construct(id=SOMEBODY, name="Acme")
 METHODS: list[tuple[str, Callable[[Warehouse], object]]] = [
     ("clients.create", lambda w: w.clients.create("Acme")),
     ("clients.get", lambda w: w.clients.get("acme")),
     ("clients.update", lambda w: w.clients.update("acme", {"name": "x"})),
     ("clients.disable", lambda w: w.clients.disable("acme")),
     ("clients.list", lambda w: w.clients.list()),
+    ("clients.lookalikes", lambda w: w.clients.lookalikes(LOOKALIKE)),
     (
         "pipelines.create",
         lambda w: w.pipelines.create("a", {"name": "x", "platform": "dbt", "pipeline_type": "export"}),
@@ -138,21 +141,21 @@ def test_every_method_is_in_the_list_below() -> None:
 
 
 @pytest.mark.parametrize("call", [call for _, call in METHODS], ids=[name for name, _ in METHODS])
-def test_a_server_that_does_not_answer_is_called_unavailable(call: Callable[[Warehouse], object]) -> None:
-    # Port 1 refuses at once.
+def test_an_unreachable_server_is_reported_as_unavailable(call: Callable[[Warehouse], object]) -> None:
+    # Port 1 refuses connections at once.
     with pytest.raises(DatabaseUnavailable, match="does not answer") as error:
         call(Warehouse(make_engine("postgresql://someone:hunter2@127.0.0.1:1/nowhere")))
     assert "hunter2" not in str(error.value)
 
 
-def test_a_pool_without_a_free_connection_is_called_unavailable(database_url: str) -> None:
+def test_an_exhausted_pool_is_reported_as_unavailable(database_url: str) -> None:
     engine = sa.create_engine(make_engine(database_url).url, pool_size=1, max_overflow=0, pool_timeout=0.1)
     with engine.connect(), pytest.raises(DatabaseUnavailable, match="in use"):
         Warehouse(engine).clients.list()
     engine.dispose()
 
 
-def test_a_session_that_the_server_ends_is_called_unavailable(warehouse: Warehouse) -> None:
+def test_a_session_ended_by_the_server_is_reported_as_unavailable(warehouse: Warehouse) -> None:
     with pytest.raises(DatabaseUnavailable), writing(warehouse.engine) as connection:
         pid = connection.scalar(sa.text("SELECT pg_backend_pid()"))
         with warehouse.engine.connect() as other:

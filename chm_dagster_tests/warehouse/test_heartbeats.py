@@ -1,4 +1,4 @@
-"""Pings of jobs become runs: in whatever order they come, however often, and from however many at once."""
+"""Pings of jobs become runs, in any order, repeated, and concurrently."""
 
 import random
 import threading
@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from chm_dagster.domain.inventory import Pipeline
+from chm_dagster.domain.pipelines import Pipeline
 from chm_dagster.domain.runs import Run, RunStatus
 from chm_dagster.errors import Conflict, InputError, NotFound
 from chm_dagster.warehouse.engine import Engine, make_engine
-from chm_dagster.warehouse.heartbeats import MAX_OPEN, Ping, Signal, ping
+from chm_dagster.warehouse.ledger.heartbeats import LOST, Ping, Signal, close_lost_runs, ping
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.factories import rows
 
@@ -28,7 +28,7 @@ def warehouse(engine: Engine) -> Warehouse:
 
 @pytest.fixture
 def backup(warehouse: Warehouse) -> Pipeline:
-    """A cron job that no partner knows."""
+    """A cron job that no partner reports."""
     warehouse.clients.create("Acme")
     return warehouse.pipelines.create("acme", {"name": "Backup", "platform": "cron", "pipeline_type": "export"})
 
@@ -75,14 +75,14 @@ def test_a_start_that_comes_after_the_end_reopens_nothing(send: Send, run: Find)
     assert run("monday") == before
 
 
-def test_an_end_without_a_start_tells_when_but_not_how_long(send: Send, run: Find) -> None:
+def test_an_end_without_a_start_has_a_time_but_no_duration(send: Send, run: Find) -> None:
     assert send(SUCCESS, "monday").outcome == "inserted"
     found = run("monday")
     assert found.started_at == found.finished_at is not None
     assert found.duration_seconds is None
 
 
-def test_a_second_start_leaves_the_first_one_its_time(send: Send, run: Find) -> None:
+def test_a_second_start_keeps_the_time_of_the_first(send: Send, run: Find) -> None:
     send(START, "monday")
     before = run("monday")
     assert send(START, "monday").outcome == "unchanged"
@@ -90,7 +90,7 @@ def test_a_second_start_leaves_the_first_one_its_time(send: Send, run: Find) -> 
 
 
 @pytest.mark.parametrize("signal", [SUCCESS, FAIL])
-def test_an_end_that_is_said_again_changes_nothing(send: Send, run: Find, signal: Signal) -> None:
+def test_a_repeated_end_changes_nothing(send: Send, run: Find, signal: Signal) -> None:
     send(START, "monday")
     send(signal, "monday", message="no space left")
     before = run("monday")
@@ -100,7 +100,7 @@ def test_an_end_that_is_said_again_changes_nothing(send: Send, run: Find, signal
 
 
 @pytest.mark.parametrize(("first", "last"), [(FAIL, SUCCESS), (SUCCESS, FAIL)])
-def test_of_two_ends_the_later_one_holds(send: Send, run: Find, first: Signal, last: Signal) -> None:
+def test_the_later_of_two_ends_wins(send: Send, run: Find, first: Signal, last: Signal) -> None:
     send(START, "monday")
     send(first, "monday", message="no space left")
     middle = run("monday")
@@ -121,7 +121,7 @@ def test_a_failure_says_why(send: Send, run: Find) -> None:
     assert run("wednesday").error_message is None
 
 
-def test_a_reason_that_comes_with_the_repetition_is_not_lost(send: Send, run: Find) -> None:
+def test_a_reason_that_arrives_with_the_repetition_is_kept(send: Send, run: Find) -> None:
     send(FAIL, "monday")
     before = run("monday")
     assert send(FAIL, "monday", message="disk full").outcome == "updated"
@@ -135,37 +135,53 @@ def test_a_success_has_no_reason(send: Send, run: Find) -> None:
 
 
 @pytest.mark.parametrize("run_id", ["", "x" * 513, "a\0b"])
-def test_a_run_id_that_cannot_be_one_is_refused(send: Send, run_id: str) -> None:
+def test_an_invalid_run_id_is_rejected(send: Send, run_id: str) -> None:
     with pytest.raises(InputError, match=r"^run_id: "):
         send(START, run_id)
 
 
-def test_pings_leave_alone_what_else_is_known_of_the_run(send: Send, run: Find, warehouse: Warehouse) -> None:
-    told = {"external_run_id": "monday", "status": "running", "rows_processed": 7, "payload": {"host": "db1"}}
-    warehouse.runs.record(BACKUP, told)
+def test_pings_keep_everything_else_that_is_known_about_the_run(send: Send, run: Find, warehouse: Warehouse) -> None:
+    recorded = {"external_run_id": "monday", "status": "running", "rows_processed": 7, "payload": {"host": "db1"}}
+    warehouse.runs.record(BACKUP, recorded)
     send(SUCCESS, "monday")
     found = run("monday")
     assert (found.status, found.rows_processed, found.payload) == (RunStatus.SUCCESS, 7, {"host": "db1"})
 
 
-def test_on_a_pipeline_that_a_partner_feeds_a_late_start_reopens_nothing_either(engine: Engine, send: Send) -> None:
+def test_a_late_start_reopens_nothing_on_a_synced_pipeline_either(engine: Engine, send: Send) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE pipelines SET external_id = 'backup'"))
     send(SUCCESS, "monday")
     assert send(START, "monday").status is RunStatus.SUCCESS
 
 
+def test_a_start_after_the_end_of_a_started_run_is_a_new_attempt(send: Send, run: Find) -> None:
+    send(START, "monday")
+    send(FAIL, "monday", message="disk full")
+    first = run("monday")
+    again = send(START, "monday")
+    assert (again.status, again.outcome) == (RunStatus.RUNNING, "updated")
+    found = run("monday")
+    assert (found.attempt, found.error_message, found.finished_at) == (first.attempt + 1, None, None)
+    assert found.started_at and first.finished_at and found.started_at > first.finished_at
+    send(SUCCESS, "monday")
+    last = run("monday")
+    assert (last.status, last.attempt, last.payload) == (RunStatus.SUCCESS, first.attempt + 1, first.payload)
+    assert last.started_at == found.started_at
+    assert last.duration_seconds == (last.finished_at - last.started_at).total_seconds()  # type: ignore[operator]
+
+
 # --- without one ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("signal", [SUCCESS, FAIL])
-def test_an_end_without_an_id_closes_the_newest_run_that_still_goes(send: Send, run: Find, signal: Signal) -> None:
+def test_an_end_without_an_id_ends_the_oldest_running_run(send: Send, run: Find, signal: Signal) -> None:
     first, second = send(START), send(START)
     assert first.run_id != second.run_id
-    assert send(signal).run_id == second.run_id
-    assert run(second.run_id).duration_seconds is not None
-    assert run(first.run_id).status is RunStatus.RUNNING
     assert send(signal).run_id == first.run_id
+    assert run(first.run_id).duration_seconds is not None
+    assert run(second.run_id).status is RunStatus.RUNNING
+    assert send(signal).run_id == second.run_id
 
 
 def test_an_end_without_an_id_closes_a_run_that_began_with_one(send: Send) -> None:
@@ -173,7 +189,7 @@ def test_an_end_without_an_id_closes_a_run_that_began_with_one(send: Send) -> No
     assert send(SUCCESS).run_id == "monday"
 
 
-def test_an_end_without_an_id_is_a_run_of_its_own_if_nothing_goes(send: Send, warehouse: Warehouse) -> None:
+def test_an_end_without_an_id_is_a_new_run_if_none_is_running(send: Send, warehouse: Warehouse) -> None:
     send(START, "monday")
     send(SUCCESS, "monday")
     alone, again = send(SUCCESS), send(FAIL)
@@ -182,10 +198,23 @@ def test_an_end_without_an_id_is_a_run_of_its_own_if_nothing_goes(send: Send, wa
     assert [r.status for r in all_runs(warehouse)] == [RunStatus.SUCCESS, RunStatus.SUCCESS, RunStatus.FAILED]
 
 
-def test_an_end_without_an_id_does_not_touch_runs_that_were_told_otherwise(send: Send, warehouse: Warehouse) -> None:
+def test_an_end_without_an_id_ends_a_run_that_was_recorded_by_hand(send: Send, warehouse: Warehouse) -> None:
     warehouse.runs.record(BACKUP, {"external_run_id": "by-hand", "status": "running"})
-    assert send(SUCCESS).run_id != "by-hand"
-    assert warehouse.runs.get(BACKUP, "by-hand").status is RunStatus.RUNNING
+    assert send(SUCCESS).run_id == "by-hand"
+    assert warehouse.runs.get(BACKUP, "by-hand").status is RunStatus.SUCCESS
+
+
+def test_an_end_without_an_id_does_not_touch_runs_that_others_report(
+    engine: Engine, send: Send, warehouse: Warehouse
+) -> None:
+    warehouse.runs.record(
+        BACKUP, {"external_run_id": "event", "status": "running", "payload": {"source": "openlineage"}}
+    )
+    assert send(SUCCESS).run_id != "event"
+    warehouse.runs.record(BACKUP, {"external_run_id": "at-partner", "status": "running"})
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE pipelines SET external_id = 'backup'"))
+    assert send(SUCCESS).run_id not in {"event", "at-partner"}
 
 
 def test_an_end_without_an_id_does_not_close_another_pipelines_run(
@@ -196,15 +225,90 @@ def test_an_end_without_an_id_does_not_close_another_pipelines_run(
     assert send(SUCCESS).run_id != other.run_id
 
 
-def test_a_run_whose_end_was_lost_long_ago_is_not_closed(engine: Engine, send: Send) -> None:
-    lost, recent = send(START), send(START)
-    ages = {lost.run_id: MAX_OPEN + timedelta(minutes=1), recent.run_id: MAX_OPEN - timedelta(minutes=1)}
+def age(engine: Engine, **ages: timedelta) -> None:
+    """Let runs have started that much earlier."""
     for run_id, age in ages.items():
         with engine.begin() as connection:
             update = sa.text("UPDATE runs SET started_at = started_at - :age WHERE external_run_id = :run_id")
             connection.execute(update, {"age": age, "run_id": run_id})
+
+
+def test_an_end_without_an_id_ends_no_run_whose_own_end_was_lost_long_ago(engine: Engine, send: Send) -> None:
+    lost, recent = send(START), send(START)
+    age(engine, **{lost.run_id: LOST + timedelta(minutes=1), recent.run_id: LOST - timedelta(minutes=1)})
     assert send(SUCCESS).run_id == recent.run_id
-    assert send(SUCCESS).run_id not in ages
+    assert send(SUCCESS).run_id not in {lost.run_id, recent.run_id}
+
+
+# --- ends that never come -------------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_end_never_comes_ends_with_an_unknown_outcome(engine: Engine, send: Send, run: Find) -> None:
+    send(START, "lost")
+    send(START, "recent")
+    age(engine, lost=LOST + timedelta(minutes=1), recent=LOST - timedelta(minutes=1))
+    assert close_lost_runs(engine) == 1
+    found = run("lost")
+    assert (found.status, found.status_reason, found.finished_at) == (RunStatus.CANCELED, "unknown outcome", None)
+    assert run("recent").status is RunStatus.RUNNING
+    assert close_lost_runs(engine) == 0
+
+
+def test_a_pipeline_that_may_run_for_long_is_given_three_times_as_long(
+    engine: Engine, send: Send, run: Find, warehouse: Warehouse
+) -> None:
+    warehouse.pipelines.update(BACKUP, {"max_runtime_minutes": 5 * 24 * 60})
+    send(START, "monday")
+    age(engine, monday=timedelta(days=14))
+    assert close_lost_runs(engine) == 0
+    age(engine, monday=timedelta(days=2))
+    assert close_lost_runs(engine) == 1
+    assert run("monday").status is RunStatus.CANCELED
+
+
+def test_a_pipeline_whose_runs_are_short_is_given_a_day(engine: Engine, send: Send, warehouse: Warehouse) -> None:
+    warehouse.pipelines.update(BACKUP, {"max_runtime_minutes": 10})
+    send(START, "monday")
+    age(engine, monday=timedelta(hours=23))
+    assert close_lost_runs(engine) == 0
+    age(engine, monday=timedelta(hours=2))
+    assert close_lost_runs(engine) == 1
+
+
+def test_an_end_without_an_id_ends_a_run_that_is_past_its_time_last(
+    engine: Engine, send: Send, warehouse: Warehouse
+) -> None:
+    warehouse.pipelines.update(BACKUP, {"max_runtime_minutes": 10})
+    lost, first, second = send(START).run_id, send(START).run_id, send(START).run_id
+    age(engine, **{lost: timedelta(minutes=31), first: timedelta(minutes=29)})
+    assert [send(SUCCESS).run_id for _ in range(3)] == [first, second, lost]
+
+
+def test_a_true_end_counts_however_late_it_comes(engine: Engine, send: Send, run: Find) -> None:
+    send(START, "monday")
+    age(engine, monday=LOST + timedelta(days=1))
+    close_lost_runs(engine)
+    assert send(FAIL, "monday", message="disk full").status is RunStatus.FAILED
+    found = run("monday")
+    assert (found.status_reason, found.error_message) == (None, "disk full")
+    assert found.duration_seconds and found.duration_seconds > LOST.total_seconds()
+
+
+def test_recordings_by_hand_end_with_an_unknown_outcome_too(engine: Engine, run: Find, warehouse: Warehouse) -> None:
+    warehouse.pipelines.create("acme", {"name": "X", "platform": "cron", "pipeline_type": "export"})
+    warehouse.runs.record("acme/x", {"external_run_id": "by-hand", "status": "running"})
+    age(engine, **{"by-hand": LOST + timedelta(minutes=1)})
+    assert close_lost_runs(engine) == 1
+
+
+def test_runs_of_a_partner_are_the_partners_to_end(engine: Engine, send: Send, warehouse: Warehouse) -> None:
+    warehouse.runs.record(BACKUP, {"external_run_id": "scheduled__1", "status": "running"})
+    pinged = send(START).run_id
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE pipelines SET external_id = 'backup'"))
+    age(engine, **{"scheduled__1": LOST * 2, pinged: LOST * 2})
+    assert close_lost_runs(engine) == 1
+    assert warehouse.runs.get(BACKUP, "scheduled__1").status is RunStatus.RUNNING
 
 
 # --- who may ping --------------------------------------------------------------------------------------------------
@@ -222,7 +326,7 @@ def test_an_unknown_pipeline_is_named_in_the_error(engine: Engine, backup: Pipel
 
 
 @pytest.mark.parametrize("disabled", ["pipeline", "client"])
-def test_what_is_disabled_takes_no_pings(warehouse: Warehouse, send: Send, disabled: str) -> None:
+def test_disabled_pipelines_and_clients_accept_no_pings(warehouse: Warehouse, send: Send, disabled: str) -> None:
     if disabled == "pipeline":
         warehouse.pipelines.disable(BACKUP)
     else:
@@ -236,7 +340,7 @@ def test_what_is_disabled_takes_no_pings(warehouse: Warehouse, send: Send, disab
 
 
 def at_once(database_url: str, pings: list[tuple[Signal, str | None]]) -> list[Ping]:
-    """Send each ping from a connection of its own, as nearly at the same time as threads can."""
+    """Send each ping from its own connection, as simultaneously as threads can."""
     ready = threading.Barrier(len(pings))
     answers: list[Ping] = []
 
@@ -270,25 +374,28 @@ def test_the_same_ping_many_times_at_once_is_one_run(database_url: str, backup: 
     assert len(all_runs(warehouse)) == 1
 
 
-def test_starts_and_ends_of_a_run_in_any_order_leave_it_ended(send: Send, warehouse: Warehouse) -> None:
+def test_starts_and_ends_of_a_run_in_any_order_leave_one_run_that_its_last_ping_decides(
+    send: Send, warehouse: Warehouse
+) -> None:
     for number in range(20):
         pings = [START, START, SUCCESS, SUCCESS]
         random.Random(number).shuffle(pings)
-        for signal in pings:
+        for signal in [*pings, SUCCESS]:
             send(signal, str(number))
     assert [r.status for r in all_runs(warehouse)] == [RunStatus.SUCCESS] * 20
 
 
 def test_a_repeated_ping_writes_nothing(engine: Engine, send: Send) -> None:
+    send(START, "tuesday")
     send(START, "monday")
     send(FAIL, "monday", message="disk full")
     before = rows(engine, "SELECT xmin::text, ctid::text, * FROM runs")
-    for signal in (START, FAIL):
-        send(signal, "monday", message="disk full")
+    send(FAIL, "monday", message="disk full")
+    send(START, "tuesday")
     assert rows(engine, "SELECT xmin::text, ctid::text, * FROM runs") == before
 
 
-def test_looking_for_the_open_run_does_not_read_the_whole_history(engine: Engine, backup: Pipeline, send: Send) -> None:
+def test_finding_the_open_run_does_not_read_the_whole_history(engine: Engine, backup: Pipeline, send: Send) -> None:
     with engine.begin() as connection:
         history = """
             INSERT INTO runs (pipeline_id, external_run_id, status, started_at, finished_at, payload)
@@ -308,5 +415,5 @@ def test_looking_for_the_open_run_does_not_read_the_whole_history(engine: Engine
 
     before = blocks()
     send(SUCCESS)
-    engine.dispose()  # a session reports what it has read when it ends
+    engine.dispose()  # a session publishes its statistics when it ends
     assert blocks() - before < 100

@@ -1,9 +1,10 @@
-"""The ledger is exact: whatever is delivered, in whatever order and however often, it ends up the same."""
+"""The ledger is exact: it ends up the same for any order and repetition of deliveries."""
 
 import random
 import threading
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
@@ -13,22 +14,23 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chm_dagster.domain.runs import Observation, RunStatus
+from chm_dagster.domain.runs import Counts, Observation, RunKind, RunStatus
 from chm_dagster.errors import Busy, DatabaseUnavailable
-from chm_dagster.warehouse.runs import BATCH, PART, RunMerge, Tally, Watermark, advance_watermarks, merge_runs
-from chm_dagster.warehouse.session import ledger_writer
+from chm_dagster.warehouse.ledger import staging
+from chm_dagster.warehouse.ledger.merge import BATCH, MERGE, PART, RunMerge, merge_runs
+from chm_dagster.warehouse.ledger.syncs import CompletedSync, complete_syncs, ledger_writer
 from chm_dagster_tests.factories import T0, add_pipeline, minutes, observation, rows
 
 LEDGER = (
     "SELECT external_run_id, status, started_at, finished_at, duration_seconds, rows_processed, error_message,"
-    " status_reason, source_url, payload, attempt, progress, source_version FROM runs ORDER BY external_run_id"
+    " status_reason, source_url, payload, attempt, progress, source_version, queued_at, kind, will_retry FROM runs ORDER BY external_run_id"
 )
 PHYSICAL = "SELECT ctid::text, xmin::text, external_run_id FROM runs ORDER BY external_run_id"
 
 
-def merge(engine: sa.Engine, *observations: Observation) -> Tally:
-    """Merge in one transaction; the tallies of all pipelines added up."""
-    total = Tally()
+def merge(engine: sa.Engine, *observations: Observation) -> Counts:
+    """Merge in one transaction and add up the counts of all pipelines."""
+    total = Counts()
     with engine.begin() as connection:
         for tally in merge_runs(connection, observations).values():
             total.add(tally)
@@ -40,13 +42,13 @@ def pipeline_id(engine: sa.Engine) -> UUID:
     return add_pipeline(engine).id
 
 
-def test_replaying_three_times_writes_no_row_and_hardly_any_wal(engine: sa.Engine, pipeline_id: UUID) -> None:
+def test_replaying_three_times_writes_no_rows_and_hardly_any_wal(engine: sa.Engine, pipeline_id: UUID) -> None:
     batch = [observation(pipeline_id, f"r{n}") for n in range(500)]
-    assert merge(engine, *batch) == Tally(inserted=500)
+    assert merge(engine, *batch) == Counts(inserted=500)
     before, position = rows(engine, PHYSICAL), rows(engine, "SELECT pg_current_wal_insert_lsn() AS lsn")[0]["lsn"]
     for _ in range(3):
         later = [msgspec.structs.replace(o, observed_at=o.observed_at + minutes(5)) for o in batch]
-        assert merge(engine, *later) == Tally(unchanged=500)
+        assert merge(engine, *later) == Counts(unchanged=500)
     assert rows(engine, PHYSICAL) == before
     wal = rows(engine, "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), :lsn) AS wal", lsn=position)[0]["wal"]
     assert wal < 30_000  # 500 rewritten rows are over 300,000 bytes
@@ -54,9 +56,9 @@ def test_replaying_three_times_writes_no_row_and_hardly_any_wal(engine: sa.Engin
 
 def test_running_becomes_success_in_place(engine: sa.Engine, pipeline_id: UUID) -> None:
     running = observation(pipeline_id, status=RunStatus.RUNNING, source_version=T0)
-    assert merge(engine, running) == Tally(inserted=1)
+    assert merge(engine, running) == Counts(inserted=1)
     (first,) = rows(engine, "SELECT id, created_at FROM runs")
-    assert merge(engine, observation(pipeline_id, progress=1)) == Tally(updated=1)
+    assert merge(engine, observation(pipeline_id, progress=1)) == Counts(updated=1)
     (row,) = rows(engine, "SELECT id, created_at, status, finished_at FROM runs")
     assert (row["id"], row["created_at"]) == (first["id"], first["created_at"])
     assert (row["status"], row["finished_at"]) == ("success", T0 + minutes(10))
@@ -67,14 +69,14 @@ def test_a_finished_run_does_not_go_back_where_the_platform_never_reopens(engine
     late = observation(
         pipeline_id, status=RunStatus.RUNNING, source_version=T0 + minutes(99), observed_at=T0 + minutes(99)
     )
-    assert merge(engine, late) == Tally(stale=1)
+    assert merge(engine, late) == Counts(stale=1)
     assert rows(engine, LEDGER)[0]["status"] == "success"
 
 
 def test_a_newer_version_reopens_a_run_and_takes_its_end_and_error_away(engine: sa.Engine, pipeline_id: UUID) -> None:
     merge(engine, observation(pipeline_id, status=RunStatus.FAILED, error_message="no disk"))
     again = observation(pipeline_id, status=RunStatus.RUNNING, source_version=T0 + minutes(20))
-    assert merge(engine, again) == Tally(updated=1)
+    assert merge(engine, again) == Counts(updated=1)
     row = rows(engine, LEDGER)[0]
     assert (row["status"], row["finished_at"], row["duration_seconds"], row["error_message"]) == (
         "running",
@@ -86,26 +88,26 @@ def test_a_newer_version_reopens_a_run_and_takes_its_end_and_error_away(engine: 
 
 def test_a_new_attempt_reopens_even_a_run_that_never_reopens(engine: sa.Engine, pipeline_id: UUID) -> None:
     merge(engine, observation(pipeline_id, status=RunStatus.FAILED, progress=1))
-    assert merge(engine, observation(pipeline_id, status=RunStatus.RUNNING, attempt=1, progress=0)) == Tally(updated=1)
+    assert merge(engine, observation(pipeline_id, status=RunStatus.RUNNING, attempt=1, progress=0)) == Counts(updated=1)
 
 
 def test_without_a_version_the_later_request_wins(engine: sa.Engine, pipeline_id: UUID) -> None:
     merge(engine, observation(pipeline_id, status=RunStatus.FAILED, source_version=None))
     older = observation(pipeline_id, source_version=None, observed_at=T0)
-    assert merge(engine, older) == Tally(stale=1)
+    assert merge(engine, older) == Counts(stale=1)
     newer = observation(pipeline_id, source_version=None, observed_at=T0 + minutes(61))
-    assert merge(engine, newer) == Tally(updated=1)
+    assert merge(engine, newer) == Counts(updated=1)
 
 
 def test_a_version_beats_none(engine: sa.Engine, pipeline_id: UUID) -> None:
     merge(engine, observation(pipeline_id))
     assert merge(
         engine, observation(pipeline_id, rows_processed=9, source_version=None, observed_at=T0 + minutes(99))
-    ) == Tally(stale=1)
+    ) == Counts(stale=1)
 
 
-def test_a_flip_that_a_later_sweep_has_seen_undone_stays_undone(engine: sa.Engine, pipeline_id: UUID) -> None:
-    # success, failed, success, all of one version; the middle one is delivered last, from a landing that was mapped again.
+def test_a_flip_that_a_later_sync_saw_undone_stays_undone(engine: sa.Engine, pipeline_id: UUID) -> None:
+    # success, failed, success, all of one version; the middle one is delivered last, from a remapped landing.
     good, bad = (
         observation(pipeline_id),
         observation(pipeline_id, status=RunStatus.FAILED, observed_at=T0 + minutes(62)),
@@ -113,19 +115,21 @@ def test_a_flip_that_a_later_sweep_has_seen_undone_stays_undone(engine: sa.Engin
     merge(engine, good)
     with engine.begin() as connection:
         merge_runs(connection, [msgspec.structs.replace(good, observed_at=T0 + minutes(64))])
-        advance_watermarks(connection, [Watermark(pipeline_id, T0 + minutes(58), T0 + minutes(63))])
-    assert merge(engine, bad) == Tally(stale=1)
+        complete_syncs(connection, [CompletedSync(pipeline_id, T0 + minutes(58), T0 + minutes(63))])
+    assert merge(engine, bad) == Counts(stale=1)
     assert rows(engine, LEDGER)[0]["status"] == "success"
 
 
 def test_a_run_twice_in_one_batch_is_one_row(engine: sa.Engine, pipeline_id: UUID) -> None:
     running = observation(pipeline_id, status=RunStatus.RUNNING, source_version=T0)
     done = observation(pipeline_id)
-    assert merge(engine, done, running, done) == Tally(inserted=1, stale=1, unchanged=1)
+    assert merge(engine, done, running, done) == Counts(inserted=1, stale=1, unchanged=1)
     assert [row["status"] for row in rows(engine, LEDGER)] == ["success"]
 
 
-def test_two_records_of_one_run_and_one_moment_always_end_the_same(engine: sa.Engine, pipeline_id: UUID) -> None:
+def test_two_records_of_one_run_with_the_same_time_always_give_the_same_result(
+    engine: sa.Engine, pipeline_id: UUID
+) -> None:
     one, other = observation(pipeline_id, rows_processed=1), observation(pipeline_id, payload={"id": "r1", "n": 2})
     results = []
     for batch in ([one, other], [other, one], [other, one, other]):
@@ -143,35 +147,66 @@ def test_two_records_of_one_run_and_one_moment_always_end_the_same(engine: sa.En
     assert all(result == results[0] for result in results)
 
 
-def test_hostile_text_arrives_as_it_was_sent(engine: sa.Engine, pipeline_id: UUID) -> None:
+@pytest.mark.parametrize(
+    "change", [{"queued_at": T0 - minutes(5)}, {"kind": RunKind.BACKFILL}, {"will_retry": True}], ids=str
+)
+def test_when_a_run_was_queued_why_it_ran_and_whether_it_will_be_retried_are_news(
+    engine: sa.Engine, pipeline_id: UUID, change: dict[str, Any]
+) -> None:
+    failed: dict[str, Any] = {"status": RunStatus.FAILED, "error_message": "no disk"}
+    assert merge(engine, observation(pipeline_id, **failed)) == Counts(inserted=1)
+    said = observation(pipeline_id, **failed, **change, observed_at=T0 + minutes(61))
+    assert merge(engine, said) == Counts(updated=1)
+    assert merge(engine, said) == Counts(unchanged=1)
+    (row,) = rows(engine, LEDGER)
+    (name,) = change
+    assert row[name] == change[name]
+    assert merge(engine, observation(pipeline_id, **failed, observed_at=T0 + minutes(62))) == Counts(updated=1)
+    assert rows(engine, LEDGER)[0][name] == getattr(observation(pipeline_id), name)
+
+
+@pytest.mark.parametrize(
+    "known", [("started_at", "queued_at", "finished_at"), ("queued_at", "finished_at"), ("finished_at",), ()]
+)
+def test_the_effective_time_is_the_first_that_is_known(
+    engine: sa.Engine, pipeline_id: UUID, known: tuple[str, ...]
+) -> None:
+    times = {"started_at": T0, "queued_at": T0 - minutes(5), "finished_at": T0 + minutes(9)}
+    run = observation(pipeline_id, **{name: time if name in known else None for name, time in times.items()})
+    assert merge(engine, run) == Counts(inserted=1)
+    (row,) = rows(engine, "SELECT effective_at, created_at FROM runs")
+    assert row["effective_at"] == (times[known[0]] if known else row["created_at"])
+
+
+def test_hostile_text_is_stored_unchanged(engine: sa.Engine, pipeline_id: UUID) -> None:
     nasty = "tab\there, line\nthere, \\N, \\., quote\", 'x'; DROP TABLE runs; --, \u202e, 漢字, \x7f"
     o = observation(
         pipeline_id, nasty, status=RunStatus.FAILED, error_message=nasty, status_reason=nasty, payload={nasty: nasty}
     )
-    assert merge(engine, o) == Tally(inserted=1)
+    assert merge(engine, o) == Counts(inserted=1)
     row = rows(engine, LEDGER)[0]
     assert (row["external_run_id"], row["error_message"], row["payload"]) == (nasty, nasty, {nasty: nasty})
-    assert merge(engine, o) == Tally(unchanged=1)
+    assert merge(engine, o) == Counts(unchanged=1)
 
 
 def test_ids_that_differ_in_one_byte_are_different_runs(engine: sa.Engine, pipeline_id: UUID) -> None:
     ids = ["run", "Run", "run ", "rún", "ru\u0301n", "run\u200b", "ｒｕｎ"]
-    assert merge(engine, *(observation(pipeline_id, i) for i in ids)) == Tally(inserted=len(ids))
+    assert merge(engine, *(observation(pipeline_id, i) for i in ids)) == Counts(inserted=len(ids))
 
 
 def test_the_same_run_id_in_two_pipelines_is_two_runs(engine: sa.Engine) -> None:
     one, other = add_pipeline(engine, "a").id, add_pipeline(engine, "b").id
-    assert merge(engine, observation(one), observation(other)) == Tally(inserted=2)
+    assert merge(engine, observation(one), observation(other)) == Counts(inserted=2)
 
 
 # --- a stream of any length -----------------------------------------------------------------------------------------
 
 
-def test_a_run_that_comes_again_much_later_is_judged_again(engine: sa.Engine, pipeline_id: UUID) -> None:
+def test_a_run_that_arrives_again_much_later_is_decided_again(engine: sa.Engine, pipeline_id: UUID) -> None:
     running = observation(pipeline_id, "r0", status=RunStatus.RUNNING, source_version=T0)
     others = [observation(pipeline_id, f"r{n}") for n in range(1, PART + 1)]
     late = [observation(pipeline_id, "r0"), running, *others]
-    assert merge(engine, running, *others, *late) == Tally(inserted=PART + 1, updated=1, stale=1, unchanged=PART)
+    assert merge(engine, running, *others, *late) == Counts(inserted=PART + 1, updated=1, stale=1, unchanged=PART)
     assert {row["status"] for row in rows(engine, LEDGER)} == {"success"}
 
 
@@ -179,38 +214,93 @@ def test_a_stream_is_written_in_statements_of_a_size_that_memory_can_hold(engine
     many = [observation(pipeline_id, f"r{n}") for n in range(2 * BATCH + 1)]
     with engine.begin() as connection, RunMerge(connection) as stream:
         stream.add(many)
-        assert stream.tallies[pipeline_id].inserted == BATCH  # the second statement is under way, the third to come
-    assert stream.tallies == {pipeline_id: Tally(inserted=len(many))}
+        assert (
+            stream.counts[pipeline_id].inserted == BATCH
+        )  # the second statement is running, the third is still to come
+    assert stream.counts == {pipeline_id: Counts(inserted=len(many))}
     assert rows(engine, "SELECT count(*) AS n FROM runs")[0]["n"] == len(many)
 
 
 @pytest.mark.parametrize(
     "before", [0, 1, PART, BATCH + PART], ids=["at once", "early", "while staging", "while merging"]
 )
-def test_a_source_that_breaks_leaves_nothing_behind_and_the_session_usable(
+def test_a_failing_source_leaves_nothing_behind_and_the_session_usable(
     engine: sa.Engine, pipeline_id: UUID, before: int
 ) -> None:
-    with ledger_writer(engine) as writer:
-
-        def batches() -> Iterator[list[Observation]]:
+    with engine.connect() as session:
+        with pytest.raises(ValueError, match="the source broke"), session.begin(), RunMerge(session) as stream:
             for n in range(before):
-                yield [observation(pipeline_id, f"r{n}")]
+                stream.add([observation(pipeline_id, f"r{n}")])
             raise ValueError("the source broke")
-
-        with pytest.raises(ValueError, match="the source broke"):
-            writer.write(batches(), [])
-        assert writer.write([[observation(pipeline_id, "r1")]], []) == {pipeline_id: Tally(inserted=1)}
+        with session.begin():
+            assert merge_runs(session, [observation(pipeline_id, "r1")]) == {pipeline_id: Counts(inserted=1)}
     assert rows(engine, "SELECT external_run_id FROM runs") == [{"external_run_id": "r1"}]
 
 
-def test_what_postgres_refuses_is_raised_as_what_it_is(engine: sa.Engine, pipeline_id: UUID) -> None:
+def test_an_error_from_postgres_is_raised_unchanged(engine: sa.Engine, pipeline_id: UUID) -> None:
     good, stranger = observation(pipeline_id), observation(uuid4())
+    with pytest.raises(psycopg.errors.ForeignKeyViolation), ledger_writer(engine) as writer:
+        writer.merge([[good], [stranger]])
+    with pytest.raises(psycopg.errors.InvalidTextRepresentation), ledger_writer(engine) as writer:
+        writer.merge([[good], [observation(pipeline_id, "r2", attempt="first")]])
     with ledger_writer(engine) as writer:
-        with pytest.raises(psycopg.errors.ForeignKeyViolation):
-            writer.write([[good], [stranger]], [])
-        with pytest.raises(psycopg.errors.InvalidTextRepresentation):
-            writer.write([[good], [observation(pipeline_id, "r2", attempt="first")]], [])
-        assert writer.write([[good]], []) == {pipeline_id: Tally(inserted=1)}
+        assert writer.merge([[good]]) == {pipeline_id: Counts(inserted=1)}
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+def look_up_plan(connection: sa.Connection) -> dict[str, Any]:
+    """How the merge would look staged rows up in `runs`, planned by the statistics as they are."""
+    statements = [statement.strip() for statement in MERGE.split(";")]
+    number = next(n for n, statement in enumerate(statements) if statement.startswith("WITH"))
+    for setting in statements[:number]:
+        connection.exec_driver_sql(setting)
+    (plan,) = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statements[number]}").scalar_one()
+    for setting in statements[number + 1 :]:
+        connection.exec_driver_sql(setting)
+    (look_up,) = (
+        node
+        for node in nodes(plan["Plan"])
+        if node.get("Relation Name") == "runs" and node["Node Type"] != "ModifyTable"
+    )
+    return look_up
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+def test_the_merge_looks_runs_up_by_the_unique_index_whatever_the_statistics_say(
+    engine: sa.Engine, pipeline_id: UUID
+) -> None:
+    # A first load whose transaction is still open: an autovacuum sees pages, and not one row. The ids are so long that
+    # the unique index is a level deeper than the one of latest runs, and looks more expensive.
+    load = sa.text(
+        "INSERT INTO runs (pipeline_id, external_run_id, status, started_at) SELECT :id, repeat('x', 400) || n,"
+        " 'success', now() - n * interval '1 minute' FROM generate_series(1, 20000) AS n"
+    )
+    with engine.begin() as connection:
+        connection.execute(load, {"id": pipeline_id})
+        connection.exec_driver_sql(staging.CREATE)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as other:
+            other.execute(sa.text("VACUUM ANALYZE runs"))
+        seen = connection.execute(sa.text("SELECT reltuples, relpages FROM pg_class WHERE relname = 'runs'")).one()
+        assert seen.reltuples == 0
+        assert seen.relpages > 100
+        look_up = look_up_plan(connection)
+        assert look_up["Index Name"] == "uq_runs_pipeline_id_external_run_id"
+        assert "external_run_id" in look_up["Index Cond"]
+
+
+def test_a_merge_leaves_the_planner_of_its_transaction_as_it_was(engine: sa.Engine, pipeline_id: UUID) -> None:
+    with engine.begin() as connection:
+        names = ("enable_sort", "enable_incremental_sort", "jit", "work_mem")
+        before = [connection.scalar(sa.text(f"SHOW {name}")) for name in names]
+        merge_runs(connection, [observation(pipeline_id)])
+        assert [connection.scalar(sa.text(f"SHOW {name}")) for name in names] == before
 
 
 # --- any order, any duplication -------------------------------------------------------------------------------------
@@ -220,10 +310,10 @@ STATUSES = list(RunStatus)
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[tuple[int, int, int]]:
-    """What a partner says of a run, in the order of its requests: (attempt, version in minutes, what it says).
+    """What a partner returns for a run, in the order of requests: (attempt, version in minutes, state).
 
-    Of one attempt and version, a partner that has said something else does not take it back; what happens if it does is
-    the subject of `test_a_flip_that_a_later_sweep_has_seen_undone_stays_undone`.
+    A partner does not return to an earlier state within one attempt and version; what happens if it does is
+    the subject of `test_a_flip_that_a_later_sync_saw_undone_stays_undone`.
     """
     count = draw(st.integers(1, 5))
     triples = st.lists(
@@ -248,9 +338,12 @@ def test_any_order_and_duplication_of_the_same_observations_gives_the_same_ledge
             f"r{n}",
             status=STATUSES[said],
             rows_processed=said,
+            kind=[None, *RunKind][said],
+            queued_at=T0 - minutes(said) if said else None,
+            will_retry=STATUSES[said] is RunStatus.FAILED,
             attempt=attempt,
             source_version=T0 + minutes(version) if versioned else None,
-            # Unversioned, two versions are one: then only what is said may tell the requests apart.
+            # Without a version, two versions are one: only the state distinguishes the requests then.
             observed_at=T0 + minutes(100 + step),
         )
         for n, history in enumerate(run_histories)
@@ -285,47 +378,62 @@ def _in_batches(deliveries: list[Observation], shuffle: random.Random | None) ->
 # --- one writer, one transaction ------------------------------------------------------------------------------------
 
 
-def test_runs_and_watermark_commit_together_or_not_at_all(engine: sa.Engine, pipeline_id: UUID) -> None:
-    def batches() -> object:
-        yield [observation(pipeline_id, "r1")]
-        raise KeyboardInterrupt
+def synced_through(engine: sa.Engine) -> object:
+    return rows(engine, "SELECT synced_through FROM pipelines")[0]["synced_through"]
 
-    with ledger_writer(engine) as writer, pytest.raises(KeyboardInterrupt):
-        writer.write(batches(), [Watermark(pipeline_id, T0, T0)])  # type: ignore[arg-type]
-    assert rows(engine, "SELECT count(*) AS n FROM runs")[0]["n"] == 0
-    with ledger_writer(engine) as writer:
-        writer.write([[observation(pipeline_id, "r1")]], [Watermark(pipeline_id, T0, T0)])
-    assert rows(engine, "SELECT synced_through FROM pipelines")[0]["synced_through"] == T0
+
+def test_runs_and_watermark_commit_together_or_not_at_all(engine: sa.Engine, pipeline_id: UUID) -> None:
+    def write() -> None:
+        with ledger_writer(engine, "default") as writer:
+            writer.merge([[observation(pipeline_id, "r1")]])
+            writer.complete([CompletedSync(pipeline_id, T0, T0)])
+            if broken:
+                raise KeyboardInterrupt
+
+    broken = True
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert (rows(engine, "SELECT count(*) AS n FROM runs")[0]["n"], synced_through(engine)) == (0, None)
+    broken = False
+    write()
+    assert (rows(engine, "SELECT count(*) AS n FROM runs")[0]["n"], synced_through(engine)) == (1, T0)
+
+
+def test_a_dry_run_counts_and_writes_nothing(engine: sa.Engine, pipeline_id: UUID) -> None:
+    with ledger_writer(engine, "default", dry_run=True) as writer:
+        assert writer.merge([[observation(pipeline_id, "r1")]]) == {pipeline_id: Counts(inserted=1)}
+        writer.complete([CompletedSync(pipeline_id, T0, T0)])
+    assert (rows(engine, "SELECT count(*) AS n FROM runs")[0]["n"], synced_through(engine)) == (0, None)
 
 
 def test_the_watermark_never_moves_back(engine: sa.Engine, pipeline_id: UUID) -> None:
-    for moment in (T0 + minutes(5), T0):
+    for time in (T0 + minutes(5), T0):
         with engine.begin() as connection:
-            advance_watermarks(connection, [Watermark(pipeline_id, moment, moment)])
-    assert rows(engine, "SELECT synced_through FROM pipelines")[0]["synced_through"] == T0 + minutes(5)
+            complete_syncs(connection, [CompletedSync(pipeline_id, time, time)])
+    assert synced_through(engine) == T0 + minutes(5)
 
 
-def test_a_second_ingestion_of_a_connection_is_told_to_wait(engine: sa.Engine) -> None:
-    with ledger_writer(engine) as one, ledger_writer(engine) as other:
-        one.claim("default")
-        other.claim("elsewhere")
-        with pytest.raises(Busy, match="default is being ingested"):
-            other.claim("default", patience=0.05)
-    with ledger_writer(engine) as next_one:
-        next_one.claim("default")
+def test_a_second_writer_of_a_connection_is_refused_and_one_of_another_is_not(engine: sa.Engine) -> None:
+    with (
+        ledger_writer(engine, "default"),
+        ledger_writer(engine, "elsewhere"),
+        pytest.raises(Busy, match="default: its runs are being written"),
+        ledger_writer(engine, "default"),
+    ):
+        pass
+    with ledger_writer(engine, "default"):
+        pass
 
 
 def test_a_writer_whose_session_died_cannot_write_any_more(
     engine: sa.Engine, database_url: str, pipeline_id: UUID
 ) -> None:
-    with ledger_writer(engine) as writer:
-        writer.claim("default")
+    with pytest.raises(DatabaseUnavailable), ledger_writer(engine, "default") as writer:
         with psycopg.connect(database_url, autocommit=True) as other:
             other.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
-        with ledger_writer(engine) as successor:
-            successor.claim("default")
-            with pytest.raises(DatabaseUnavailable):
-                writer.write([[observation(pipeline_id)]], [])
+        # The claim is free again at once.
+        with ledger_writer(engine, "default"):
+            writer.merge([[observation(pipeline_id)]])
     assert rows(engine, "SELECT count(*) AS n FROM runs")[0]["n"] == 0
 
 

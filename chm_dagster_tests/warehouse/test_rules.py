@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chm_dagster.domain.inventory import Pipeline
+from chm_dagster.domain.pipelines import Pipeline
 from chm_dagster.domain.rules import AlertRule, Channel, RuleType
 from chm_dagster.errors import Conflict, InputError, NotFound
 from chm_dagster.warehouse.constraints import writing
-from chm_dagster.warehouse.rules import Rules
+from chm_dagster.warehouse.inventory.rules import Rules
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.factories import T0, rows
 from chm_dagster_tests.warehouse.conftest import at_once, once_it_waits
@@ -47,7 +47,7 @@ def test_a_rule_is_created_read_changed_disabled_and_deleted(warehouse: Warehous
 
 
 @pytest.mark.parametrize("rule_id", ["", "x", "acme", "01a2068f-8a00-7580-ba57-3233e089b522", "\0" * 36, "\ud800"])
-def test_a_rule_that_does_not_exist_is_not_found(warehouse: Warehouse, rule_id: str) -> None:
+def test_an_unknown_rule_is_not_found(warehouse: Warehouse, rule_id: str) -> None:
     with pytest.raises(NotFound) as error:
         warehouse.rules.get(rule_id)
     assert str(error.value).isprintable()
@@ -66,7 +66,7 @@ def test_the_scope_is_named_by_ids_or_slugs(warehouse: Warehouse, orders: Pipeli
     assert error.value.field == "pipeline_id"
     with pytest.raises(InputError, match="another client"):
         warehouse.rules.update(by_slug.id, {"client_id": "beta"})
-    with pytest.raises(InputError, match="needs one of them") as error:
+    with pytest.raises(InputError, match="needs one of the two") as error:
         warehouse.rules.update(by_id.id, {"pipeline_id": None})
     assert error.value.field == "client_id"
 
@@ -74,27 +74,31 @@ def test_the_scope_is_named_by_ids_or_slugs(warehouse: Warehouse, orders: Pipeli
 @pytest.mark.parametrize(
     ("changes", "field", "issue"),
     [
-        ({"client_id": None}, "client_id", "needs one of them"),
+        ({"client_id": None}, "client_id", "needs one of the two"),
         ({"client_id": 5}, "client_id", "a number"),
-        ({"rule_type": "full_moon"}, "rule_type", "not one of on_failure"),
-        ({"channel": "pigeon"}, "channel", "not one of slack, email, webhook"),
+        ({"rule_type": "full_moon"}, "rule_type", "must be one of on_failure"),
+        ({"channel": "pigeon"}, "channel", "must be one of slack, email, webhook, apprise, inbox"),
         ({"destination": " "}, "destination", "empty"),
-        ({"destination": "x" * 501}, "destination", "longer than 500"),
+        ({"destination": "x" * 501}, "destination", "at most 500 characters"),
         ({"destination": "#a\nb"}, "destination", "control character"),
         ({"destination": "https://hooks.slack.com/services/T0/B0/abcdefgh"}, "destination", "holds a secret"),
         ({"destination": "https://user:pw@example.com/hook"}, "destination", "holds a secret"),
-        ({"channel": "email"}, "destination", "not an email address"),
+        ({"channel": "email"}, "destination", "must be an email address"),
+        ({"channel": "email", "destination": "Ops@"}, "destination", "must be an email address"),
+        ({"channel": "email", "destination": "@example.com"}, "destination", "must be an email address"),
+        ({"channel": "email", "destination": "Ops <ops@example.com"}, "destination", "must be an email address"),
+        ({"channel": "email", "destination": "a@example.com, b@example.com"}, "destination", "must be an email"),
         ({"threshold": 1}, "threshold", "has no meaning for a rule of type on_failure"),
         ({"window_minutes": 1}, "window_minutes", "has no meaning"),
-        ({"rule_type": "failures_in_window", "threshold": 3}, "window_minutes", "missing"),
-        ({"rule_type": "failures_in_window", "window_minutes": 3}, "threshold", "missing"),
-        ({"rule_type": "failures_in_window", "window_minutes": 60, "threshold": 0}, "threshold", "from 1 to"),
-        ({"rule_type": "consecutive_failures"}, "threshold", "missing"),
+        ({"rule_type": "failures_in_window", "threshold": 3}, "window_minutes", "is required"),
+        ({"rule_type": "failures_in_window", "window_minutes": 3}, "threshold", "is required"),
+        ({"rule_type": "failures_in_window", "window_minutes": 60, "threshold": 0}, "threshold", "must be at least 1"),
+        ({"rule_type": "consecutive_failures"}, "threshold", "is required"),
         ({"rule_type": "consecutive_failures", "threshold": True}, "threshold", "a boolean"),
-        ({"rule_type": "no_success_in_window"}, "window_minutes", "missing"),
-        ({"rule_type": "no_success_in_window", "window_minutes": 2**31}, "window_minutes", "from 1 to"),
+        ({"rule_type": "no_success_in_window"}, "window_minutes", "is required"),
+        ({"rule_type": "no_success_in_window", "window_minutes": 2**31}, "window_minutes", "must be at most"),
         ({"rule_type": "missed_run", "threshold": 1}, "threshold", "has no meaning"),
-        ({"muted_until": "tomorrow"}, "muted_until", "ISO 8601"),
+        ({"muted_until": "soon"}, "muted_until", "must be a time such as"),
         ({"muted_until": "2026-12-01T00:00:00"}, "muted_until", "no time zone"),
         ({"muted_until": T0.replace(tzinfo=None)}, "muted_until", "no time zone"),
         ({"muted_until": "9999-12-31T23:59:59Z"}, "muted_until", ""),
@@ -102,7 +106,7 @@ def test_the_scope_is_named_by_ids_or_slugs(warehouse: Warehouse, orders: Pipeli
         ({"severity": "high"}, "severity", "unknown field"),
     ],
 )
-def test_a_rule_that_cannot_be_is_refused_by_field(
+def test_an_invalid_rule_is_rejected_by_field(
     warehouse: Warehouse, changes: dict[str, object], field: str, issue: str
 ) -> None:
     with pytest.raises(InputError) as error:
@@ -112,7 +116,13 @@ def test_a_rule_that_cannot_be_is_refused_by_field(
     assert warehouse.rules.list().items == []
 
 
-def test_a_change_is_judged_with_what_stays(warehouse: Warehouse) -> None:
+@pytest.mark.parametrize("address", ["ops@example.com", "o.p+s@localhost", "Ops Team <ops@mail.example.com>"])
+def test_an_address_may_have_a_name(warehouse: Warehouse, address: str) -> None:
+    made = warehouse.rules.create({**RULE, "channel": "email", "destination": address})
+    assert made.destination == address
+
+
+def test_a_change_is_validated_together_with_what_stays(warehouse: Warehouse) -> None:
     made = warehouse.rules.create({**RULE, "rule_type": "consecutive_failures", "threshold": 3})
     with pytest.raises(InputError) as error:
         warehouse.rules.update(made.id, {"rule_type": "failures_in_window"})
@@ -124,7 +134,7 @@ def test_a_change_is_judged_with_what_stays(warehouse: Warehouse) -> None:
     assert (changed.threshold, changed.window_minutes) == (3, 60)
 
 
-def test_enabled_rules_do_not_repeat(warehouse: Warehouse, orders: Pipeline) -> None:
+def test_enabled_rules_cannot_be_duplicated(warehouse: Warehouse, orders: Pipeline) -> None:
     made = warehouse.rules.create(RULE)
     with pytest.raises(Conflict) as error:
         warehouse.rules.create(RULE)
@@ -136,7 +146,7 @@ def test_enabled_rules_do_not_repeat(warehouse: Warehouse, orders: Pipeline) -> 
     assert warehouse.rules.create({**RULE, "pipeline_id": orders.id}).id != again.id
 
 
-def test_of_many_that_race_for_one_rule_one_gets_it(warehouse: Warehouse) -> None:
+def test_a_race_for_one_rule_has_one_winner(warehouse: Warehouse) -> None:
     answers = at_once([partial(warehouse.rules.create, RULE)] * 6)
     assert sorted(type(a).__name__ for a in answers) == ["AlertRule", *["Conflict"] * 5]
 
@@ -215,7 +225,7 @@ NUMBERS = st.none() | st.integers(-2, 5) | st.just(2**40)
     channel=st.sampled_from(Channel),
     destination=st.text(max_size=6) | st.just("ops@example.com"),
 )
-def test_whatever_is_sent_either_becomes_a_rule_or_gets_an_error_of_ours(
+def test_any_input_becomes_a_rule_or_a_chm_error(
     warehouse: Warehouse,
     rule_type: RuleType,
     threshold: int | None,

@@ -9,26 +9,29 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chm_dagster.domain.inventory import Pipeline
-from chm_dagster.domain.runs import Run, RunStatus
+from chm_dagster.domain.pipelines import Pipeline
+from chm_dagster.domain.runs import Run, RunKind, RunStatus
 from chm_dagster.errors import InputError, NotFound
+from chm_dagster.warehouse.ledger.merge import merge_runs
 from chm_dagster.warehouse.paging import encode
-from chm_dagster.warehouse.runs import merge_runs
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.factories import T0, minutes, observation, rows
 
 ORDERS = "acme/orders"
 Moment = datetime | None
 INSERT = sa.text(
-    "INSERT INTO runs (pipeline_id, external_run_id, status, started_at, finished_at)"
-    " VALUES (:pipeline_id, :run, 'success', :started, :finished)"
+    "INSERT INTO runs (pipeline_id, external_run_id, status, started_at, finished_at, created_at)"
+    " VALUES (:pipeline_id, :run, 'success', :started, :finished, :seen)"
 )
-DESIGN_ORDER = "started_at DESC NULLS LAST, finished_at DESC NULLS LAST, id DESC"
+EFFECTIVE = "coalesce(started_at, queued_at, finished_at, created_at)"
+ORDER = f"{EFFECTIVE} DESC, finished_at DESC NULLS LAST, id DESC"
+SEEN = T0 + minutes(2)
+"""When CHM first saw the runs."""
 
 
 def fill(warehouse: Warehouse, pipeline_id: UUID, times: list[tuple[Moment, Moment]], prefix: str = "r") -> None:
     rows_ = [
-        {"pipeline_id": pipeline_id, "run": f"{prefix}{n}", "started": started, "finished": finished}
+        {"pipeline_id": pipeline_id, "run": f"{prefix}{n}", "started": started, "finished": finished, "seen": SEEN}
         for n, (started, finished) in enumerate(times)
     ]
     if rows_:
@@ -60,7 +63,7 @@ MOMENTS = st.none() | st.integers(0, 3).map(lambda n: T0 + minutes(n))
     since=MOMENTS,
     until=MOMENTS,
 )
-def test_pages_put_together_are_the_list_in_the_order_of_the_design(
+def test_pages_add_up_to_the_list_in_the_agreed_order(
     warehouse: Warehouse,
     orders: Pipeline,
     times: list[tuple[Moment, Moment]],
@@ -76,9 +79,8 @@ def test_pages_put_together_are_the_list_in_the_order_of_the_design(
     fill(warehouse, orders.id, times)
     wanted = [
         row["external_run_id"]
-        for row in rows(warehouse.engine, f"SELECT external_run_id, started_at FROM runs ORDER BY {DESIGN_ORDER}")
-        if (since is None or (row["started_at"] is not None and row["started_at"] >= since))
-        and (until is None or (row["started_at"] is not None and row["started_at"] < until))
+        for row in rows(warehouse.engine, f"SELECT external_run_id, {EFFECTIVE} AS at FROM runs ORDER BY {ORDER}")
+        if (since is None or row["at"] >= since) and (until is None or row["at"] < until)
     ]
     if order == "asc":
         wanted.reverse()
@@ -92,8 +94,7 @@ def test_pages_of_every_size_cross_every_kind_of_unknown_time(
     kinds: list[Moment] = [None, T0, T0 + minutes(1)]
     fill(warehouse, orders.id, [(started, finished) for started in kinds for finished in kinds] * 2)
     wanted = [
-        r["external_run_id"]
-        for r in rows(warehouse.engine, f"SELECT external_run_id FROM runs ORDER BY {DESIGN_ORDER}")
+        r["external_run_id"] for r in rows(warehouse.engine, f"SELECT external_run_id FROM runs ORDER BY {ORDER}")
     ]
     for limit in range(1, 20):
         found = [run.external_run_id for run in pages(warehouse, limit, order=order)]
@@ -101,7 +102,7 @@ def test_pages_of_every_size_cross_every_kind_of_unknown_time(
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_runs_that_arrive_between_two_pages_repeat_and_hide_no_other(
+def test_runs_that_arrive_between_two_pages_neither_repeat_nor_hide_others(
     warehouse: Warehouse, orders: Pipeline, order: Literal["asc", "desc"]
 ) -> None:
     times: list[tuple[Moment, Moment]] = [(T0 + minutes(n), None) for n in range(8)]
@@ -122,11 +123,14 @@ def test_runs_that_arrive_between_two_pages_repeat_and_hide_no_other(
     assert len(seen) == len(set(seen))
     old = [run for run in seen if run.startswith("r")]
     assert old == (
-        ["r8", *(f"r{n}" for n in range(8))] if order == "asc" else [*(f"r{n}" for n in range(7, -1, -1)), "r8"]
+        # r8 has no time of its own: it was first seen at the start of r2, and is the older of the two by its finish.
+        ["r0", "r1", "r2", "r8", *(f"r{n}" for n in range(3, 8))]
+        if order == "asc"
+        else [*(f"r{n}" for n in range(7, 2, -1)), "r8", "r2", "r1", "r0"]
     )
 
 
-def test_the_latest_run_is_the_first_of_the_list_whatever_is_unknown_of_it(
+def test_the_latest_run_is_the_first_of_the_list_whatever_times_are_unknown(
     warehouse: Warehouse, orders: Pipeline
 ) -> None:
     assert warehouse.runs.latest(ORDERS) is None
@@ -137,7 +141,7 @@ def test_the_latest_run_is_the_first_of_the_list_whatever_is_unknown_of_it(
         [(T0, T0 + minutes(1)), (T0, T0 + minutes(2)), (T0, None)],
         [(T0, T0), (T0, T0)],
     ]
-    expected = ["a0", "b0", "c0", "d1", "e1"]
+    expected = ["a0", "b1", "c1", "d1", "e1"]
     for letter, times, latest in zip("abcde", histories, expected, strict=True):
         fill(warehouse, orders.id, times, letter)
         found = warehouse.runs.latest(orders.id)
@@ -152,9 +156,10 @@ def test_since_is_inclusive_and_until_exclusive(warehouse: Warehouse, orders: Pi
     fill(warehouse, orders.id, [(T0 + minutes(n), None) for n in range(4)] + [(None, T0)])
     listed = warehouse.runs.list(ORDERS, since=T0 + minutes(1), until=T0 + minutes(3), order="asc")
     assert [run.external_run_id for run in listed.items] == ["r1", "r2"]
+    # The last of the five has no start, and takes its place by its finish.
     zone = T0.astimezone(datetime.fromisoformat("2026-01-01T00:00:00+09:00").tzinfo)
-    assert len(warehouse.runs.list(ORDERS, since=zone).items) == 4
-    assert len(warehouse.runs.list(ORDERS, until=datetime.max.replace(tzinfo=UTC)).items) == 4
+    assert len(warehouse.runs.list(ORDERS, since=zone).items) == 5
+    assert len(warehouse.runs.list(ORDERS, until=datetime.max.replace(tzinfo=UTC)).items) == 5
     assert warehouse.runs.list(ORDERS, until=datetime.min.replace(tzinfo=UTC)).items == []
     assert len(warehouse.runs.list(ORDERS).items) == 5
 
@@ -178,6 +183,17 @@ def test_runs_are_filtered_by_status_and_belong_to_their_pipeline(warehouse: War
         ]
 
 
+def test_runs_are_filtered_by_kind(warehouse: Warehouse, orders: Pipeline) -> None:
+    kinds = [None, *RunKind]
+    with warehouse.engine.begin() as connection:
+        merge_runs(connection, [observation(orders.id, str(kind), kind=kind) for kind in kinds])
+    assert {(run.external_run_id, run.kind) for run in warehouse.runs.list(ORDERS).items} == {
+        (str(k), k) for k in kinds
+    }
+    for kind in (RunKind.BACKFILL, "backfill"):
+        assert [run.external_run_id for run in warehouse.runs.list(ORDERS, kind=kind).items] == ["backfill"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
@@ -186,6 +202,7 @@ def test_runs_are_filtered_by_status_and_belong_to_their_pipeline(warehouse: War
         ({"limit": True}, "limit"),
         ({"order": "up"}, "order"),
         ({"status": "lost"}, "status"),
+        ({"kind": "automatic"}, "kind"),
         ({"since": datetime(2026, 1, 1)}, "since"),
         ({"until": datetime(2026, 1, 1)}, "until"),
         ({"since": T0, "until": T0}, "since"),
@@ -194,7 +211,7 @@ def test_runs_are_filtered_by_status_and_belong_to_their_pipeline(warehouse: War
         ({"cursor": ""}, "cursor"),
     ],
 )
-def test_an_argument_that_cannot_be_is_refused_by_name(
+def test_an_invalid_argument_is_rejected_by_name(
     warehouse: Warehouse, orders: Pipeline, arguments: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InputError) as error:
@@ -202,7 +219,7 @@ def test_an_argument_that_cannot_be_is_refused_by_name(
     assert error.value.field == field
 
 
-def test_a_thousand_runs_come_on_one_page(warehouse: Warehouse, orders: Pipeline) -> None:
+def test_a_thousand_runs_fit_on_one_page(warehouse: Warehouse, orders: Pipeline) -> None:
     fill(warehouse, orders.id, [(T0 + minutes(n), None) for n in range(1_001)])
     assert len(warehouse.runs.list(ORDERS).items) == 100
     page = warehouse.runs.list(ORDERS, limit=1_000)
@@ -210,7 +227,7 @@ def test_a_thousand_runs_come_on_one_page(warehouse: Warehouse, orders: Pipeline
     assert len(warehouse.runs.list(ORDERS, limit=1_000, cursor=page.next_cursor).items) == 1
 
 
-def test_what_does_not_exist_is_named(warehouse: Warehouse, orders: Pipeline) -> None:
+def test_unknown_things_are_named(warehouse: Warehouse, orders: Pipeline) -> None:
     for call in (warehouse.runs.list, warehouse.runs.latest, lambda ref: warehouse.runs.get(ref, "r1")):
         with pytest.raises(NotFound, match="no pipeline 'acme/nothing'"):
             call("acme/nothing")
@@ -220,7 +237,7 @@ def test_what_does_not_exist_is_named(warehouse: Warehouse, orders: Pipeline) ->
 
 
 def plan(warehouse: Warehouse, call: Any) -> str:
-    """The plan of the last SELECT that a call makes of runs, with sequential scans as the planner likes them."""
+    """The plan of the last SELECT from runs of a call, with sequential scans at the planner's choice."""
     statements: list[tuple[str, Any]] = []
 
     @sa.event.listens_for(warehouse.engine, "before_cursor_execute")
@@ -250,7 +267,7 @@ def test_the_last_page_costs_no_more_than_the_first(warehouse: Warehouse, orders
         connection.execute(sa.text("VACUUM ANALYZE runs"))
     first = warehouse.runs.list(ORDERS, limit=10)
     deep = warehouse.runs.list(ORDERS, limit=10, order="asc").items[-1]
-    cursor = encode([deep.started_at, deep.finished_at, deep.id])
+    cursor = encode([deep.effective_at, deep.finished_at, deep.id])
     for call in (
         lambda: warehouse.runs.list(ORDERS, limit=10, cursor=first.next_cursor),
         lambda: warehouse.runs.list(ORDERS, limit=10, cursor=cursor),

@@ -1,4 +1,4 @@
-"""The migrations: they hold every invariant, go both ways on filled tables, and agree with the models."""
+"""The migrations enforce every invariant, work in both directions on filled tables, and agree with the models."""
 
 import subprocess
 import sys
@@ -8,9 +8,10 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from chm_dagster.errors import DatabaseUnavailable
-from chm_dagster.warehouse import revision, schema
+from chm_dagster.warehouse import schema
 from chm_dagster.warehouse.engine import make_engine
 from chm_dagster.warehouse.tables import metadata
 from chm_dagster_tests.factories import add_pipeline, rows
@@ -23,7 +24,7 @@ def test_models_and_migrations_agree(engine: sa.Engine) -> None:
 
 
 def test_check_constraints_of_models_and_migrations_agree(engine: sa.Engine, empty_database_url: str) -> None:
-    # Alembic's comparison leaves CHECK constraints out, so both are asked what they hold.
+    # Alembic's comparison leaves out CHECK constraints, so they are compared here.
     made = make_engine(empty_database_url)
     with made.begin() as connection:
         connection.execute(
@@ -47,7 +48,7 @@ def test_every_table_and_column_has_a_comment(engine: sa.Engine) -> None:
         assert all(column["comment"] for column in inspector.get_columns(table)), table
 
 
-def test_every_constraint_has_a_name_of_the_convention(engine: sa.Engine) -> None:
+def test_every_constraint_is_named_by_the_convention(engine: sa.Engine) -> None:
     names = rows(
         engine,
         "SELECT conname FROM pg_constraint WHERE contype IN ('c', 'p', 'u', 'f') AND connamespace = 'public'::regnamespace AND conrelid <> 'alembic_version'::regclass",
@@ -55,7 +56,7 @@ def test_every_constraint_has_a_name_of_the_convention(engine: sa.Engine) -> Non
     assert all(row["conname"].startswith(("ck_", "pk_", "uq_", "fk_")) for row in names)
 
 
-def test_down_and_up_again_works_on_filled_tables(engine: sa.Engine) -> None:
+def test_downgrade_and_upgrade_work_on_filled_tables(engine: sa.Engine) -> None:
     add_pipeline(engine)
     schema.downgrade(engine, "base")
     assert schema.current(engine) is None
@@ -73,7 +74,7 @@ def test_a_migration_gives_up_soon_when_a_table_is_locked(engine: sa.Engine, dat
 
 
 def test_two_migrations_at_once_wait_for_each_other(empty_database_url: str) -> None:
-    # In processes of their own, as deployments are: Alembic's context is global to a process.
+    # In separate processes, like deployments: Alembic's context is global to a process.
     code = (
         "import sys; from chm_dagster.warehouse import engine, schema; schema.migrate(engine.make_engine(sys.argv[1]))"
     )
@@ -87,17 +88,27 @@ def test_two_migrations_at_once_wait_for_each_other(empty_database_url: str) -> 
     engine.dispose()
 
 
-def test_an_old_database_is_told_how_to_become_current(empty_database_url: str) -> None:
+def test_an_outdated_database_is_reported_with_the_fix(empty_database_url: str) -> None:
     engine = make_engine(empty_database_url)
     with pytest.raises(DatabaseUnavailable, match="chm migrate"):
-        revision.require_current(engine)
+        schema.require_current(engine)
     engine.dispose()
 
 
-def test_what_is_told_without_alembic_is_what_alembic_says(engine: sa.Engine) -> None:
-    assert revision.newest() == schema.head()
-    assert revision.found(engine) == schema.current(engine) == schema.head()
-    revision.require_current(engine)
+def test_a_database_newer_than_this_release_asks_for_a_newer_release(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(DatabaseUnavailable, match=r"9999, which this release .* Upgrade CHM"):
+        schema.require_current(engine)
+    with pytest.raises(DatabaseUnavailable, match=r"9999, which this release .* Upgrade CHM"):
+        schema.migrate(engine)
+
+
+def test_revisions_read_without_alembic_are_those_of_alembic(engine: sa.Engine) -> None:
+    assert schema.head() == ScriptDirectory(str(schema.MIGRATIONS)).get_current_head()
+    with engine.connect() as connection:
+        assert schema.current(engine) == MigrationContext.configure(connection).get_current_revision()
+    schema.require_current(engine)
 
 
 RUN = "INSERT INTO runs (pipeline_id, external_run_id, status, {columns}) VALUES (:p, 'r1', {values})"
@@ -112,7 +123,14 @@ RUN = "INSERT INTO runs (pipeline_id, external_run_id, status, {columns}) VALUES
         ({"duration_seconds": "-1"}, "ck_runs_duration_seconds_not_negative"),
         ({"duration_seconds": "'NaN'"}, "ck_runs_duration_seconds_not_negative"),
         ({"rows_processed": "-1"}, "ck_runs_rows_processed_not_negative"),
-        ({"error_message": "repeat('x', 8001)"}, "ck_runs_error_message_length"),
+        ({"status": "'failed'", "error_message": "repeat('x', 8001)"}, "ck_runs_error_message_length"),
+        ({"error_message": "'no disk'"}, "ck_runs_error_message_fits_status"),
+        ({"status": "'running'", "error_message": "'no disk'"}, "ck_runs_error_message_fits_status"),
+        ({"status": "'skipped'", "error_message": "'no disk'"}, "ck_runs_error_message_fits_status"),
+        ({"queued_at": "'infinity'"}, "ck_runs_queued_at_readable"),
+        ({"kind": "'automatic'"}, "ck_runs_kind_known"),
+        ({"will_retry": "true"}, "ck_runs_will_retry_is_failed"),
+        ({"status": "'running'", "progress": "1"}, "ck_runs_running_is_not_finished"),
         ({"started_at": "'infinity'"}, "ck_runs_started_at_readable"),
         ({"finished_at": "'20000-01-01'"}, "ck_runs_finished_at_readable"),
         ({"source_version": "'-infinity'"}, "ck_runs_source_version_readable"),
@@ -122,7 +140,7 @@ RUN = "INSERT INTO runs (pipeline_id, external_run_id, status, {columns}) VALUES
         ({"progress": "2"}, "ck_runs_progress_known"),
     ],
 )
-def test_the_database_refuses_a_run_that_cannot_be(
+def test_the_database_rejects_an_impossible_run(
     engine: sa.Engine, assignments: dict[str, str], constraint: str
 ) -> None:
     pipeline = add_pipeline(engine)
@@ -148,9 +166,7 @@ def test_the_database_refuses_a_run_that_cannot_be(
         ("synced_through", "'infinity'", "ck_pipelines_synced_through_readable"),
     ],
 )
-def test_the_database_refuses_a_pipeline_that_cannot_be(
-    engine: sa.Engine, column: str, value: str, constraint: str
-) -> None:
+def test_the_database_rejects_an_invalid_pipeline(engine: sa.Engine, column: str, value: str, constraint: str) -> None:
     add_pipeline(engine)
     with pytest.raises(sa.exc.IntegrityError, match=constraint), engine.begin() as connection:
         connection.execute(sa.text(f"UPDATE pipelines SET {column} = {value}"))
@@ -173,13 +189,13 @@ RULE = "INSERT INTO alert_rules (pipeline_id, rule_type, threshold, window_minut
         ("'on_failure', NULL, NULL, 'slack', ' '", "ck_alert_rules_destination_trimmed"),
     ],
 )
-def test_the_database_refuses_a_rule_that_cannot_be(engine: sa.Engine, rest: str, constraint: str) -> None:
+def test_the_database_rejects_an_invalid_rule(engine: sa.Engine, rest: str, constraint: str) -> None:
     pipeline = add_pipeline(engine)
     with pytest.raises(sa.exc.IntegrityError, match=constraint), engine.begin() as connection:
         connection.execute(sa.text(RULE.format(id=pipeline.id, rest=rest)))
 
 
-def test_a_rule_needs_a_scope_and_enabled_rules_do_not_repeat(engine: sa.Engine) -> None:
+def test_a_rule_needs_a_scope_and_enabled_rules_are_unique(engine: sa.Engine) -> None:
     pipeline = add_pipeline(engine)
     rule = sa.text(RULE.format(id=pipeline.id, rest="'on_failure', NULL, NULL, 'slack', '#ops'"))
     with engine.begin() as connection:

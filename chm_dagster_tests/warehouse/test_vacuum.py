@@ -1,4 +1,4 @@
-"""The server keeps the table of runs in the state that fast answers need."""
+"""The server keeps the table of runs in a state that allows fast queries."""
 
 import sqlalchemy as sa
 

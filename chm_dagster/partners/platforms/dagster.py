@@ -4,14 +4,14 @@ from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from typing import Any
 
 from chm_dagster.errors import SchemaDrift
-from chm_dagster.partners.declared.enriching import Budget
-from chm_dagster.partners.declared.places import find, first
-from chm_dagster.partners.http import Ask, PartnerHttp
+from chm_dagster.http.client import HttpClient, Request
+from chm_dagster.partners.engine.details import Budget, Found
+from chm_dagster.partners.engine.selectors import find, first
 
 Run = Mapping[str, Any]
 
 _RUNS_AT_ONCE = 10
-"""Event logs are what is slow: some 30 ms a run, against 0.1 ms for the run alone."""
+"""Event logs are slow: some 30 ms per run, against 0.1 ms for the run alone."""
 _MAX_LOG_PAGES = 5
 _FAILURES = """
 __typename
@@ -50,10 +50,10 @@ query Rows($ids: [String]) {
 ROW_COUNT = "dagster/row_count"
 
 
-class DagsterLookup:
-    """Asks a Dagster webserver. `counts_rows`: whether somebody wants to know how many rows were materialized."""
+class DagsterDetails:
+    """Queries a Dagster webserver. `counts_rows`: whether to add up the rows that were materialized."""
 
-    def __init__(self, http: PartnerHttp, *, counts_rows: bool) -> None:
+    def __init__(self, http: HttpClient, *, counts_rows: bool) -> None:
         self._http = http
         self._counts_rows = counts_rows
 
@@ -61,30 +61,30 @@ class DagsterLookup:
         """A run never runs again under its id."""
         return str(record.get("runId"))
 
-    def failed(self, record: Run) -> bool:
-        """Dagster never says why in the list."""
+    def lacks_error(self, record: Run) -> bool:
+        """The list of runs never says why."""
         return record.get("status") == "FAILURE"
 
-    def succeeded(self, record: Run) -> bool:
-        """Only where somebody wants to know."""
+    def lacks_rows(self, record: Run) -> bool:
+        """Only if they are wanted."""
         return self._counts_rows and record.get("status") == "SUCCESS"
 
-    async def errors(self, runs: Sequence[Run], budget: Budget) -> AsyncGenerator[tuple[Hashable, str], None]:
-        """A few runs with their events in each request; the rest of a long log only where nothing was found."""
+    async def errors(self, runs: Sequence[Run], budget: Budget) -> Found:
+        """A few runs with their events in each request; the rest of a long log only if nothing was found."""
         async for run in self._results(_ERRORS, runs, budget):
             log = run.get("eventConnection")
             text = await self._error(str(run.get("runId")), log if isinstance(log, dict) else {}, budget)
             if text is not None:
-                yield self.key(run), text
+                yield self.key(run), {"error": text}
 
-    async def rows(self, runs: Sequence[Run], budget: Budget) -> AsyncGenerator[tuple[Hashable, int], None]:
+    async def rows(self, runs: Sequence[Run], budget: Budget) -> Found:
         """The counts of all materializations of a run, added up."""
         async for run in self._results(_ROWS, runs, budget):
             entries = find(run, "assetMaterializations.*.metadataEntries.*")
             texts = [first(entry, ["intRepr"]) for entry in entries if first(entry, ["label"]) == ROW_COUNT]
             counts = [int(text) for text in texts if isinstance(text, str) and text.isascii() and text.isdigit()]
             if counts:
-                yield self.key(run), sum(counts)
+                yield self.key(run), {"rows": sum(counts)}
 
     async def _results(self, query: str, runs: Sequence[Run], budget: Budget) -> AsyncGenerator[Run, None]:
         for start in range(0, len(runs), _RUNS_AT_ONCE):
@@ -97,13 +97,15 @@ class DagsterLookup:
                     yield run
 
     async def _query(self, query: str, variables: Mapping[str, Any]) -> Any:
-        answer = await self._http.ask(Ask(["graphql"], method="POST", body={"query": query, "variables": variables}))
+        answer = await self._http.send(
+            Request(["graphql"], method="POST", body={"query": query, "variables": variables})
+        )
         if answer.body.get("errors") or not isinstance(answer.body.get("data"), dict):
-            raise SchemaDrift(f"connection {self._http.connection}: Dagster does not understand a query for event logs")
+            raise SchemaDrift(f"{self._http.label}: Dagster rejects a query for event logs")
         return answer.body["data"]
 
     async def _error(self, run_id: str, log: Mapping[str, Any], budget: Budget) -> str | None:
-        """The first step that failed, with the error behind Dagster's own; else why the run as a whole failed."""
+        """The first step that failed, with the cause of Dagster's own error; else why the run as a whole failed."""
         run_failure = None
         for page in range(_MAX_LOG_PAGES):
             if page:
@@ -123,7 +125,7 @@ class DagsterLookup:
 
 
 def _failure(event: Any) -> str | None:
-    """The text of an event that tells of a failure; None for any other."""
+    """The text of a failure event; None for any other event."""
     kind = first(event, ["__typename"])
     if kind not in ("ExecutionStepFailureEvent", "RunFailureEvent"):
         return None

@@ -1,13 +1,13 @@
-"""Who lives in the sandbox's world: made-up clients, their pipelines, and the habits that make them worth watching.
+"""The sandbox's fictional clients and pipelines, how each behaves, and the errors of its failed runs.
 
-Pipeline `i` is the same whatever the number of pipelines asked for, so a larger world only adds to a smaller one.
+Pipeline `i` is the same whatever the number of pipelines, so a larger world only adds to a smaller one.
 """
 
 import dataclasses
 import enum
 import hashlib
 
-from chm_dagster.domain.inventory import PipelineType, Platform
+from chm_dagster.domain.pipelines import PipelineType, Platform
 
 SECOND_US = 1_000_000
 MINUTE_US = 60 * SECOND_US
@@ -22,7 +22,7 @@ RERUN_DELAY_US = 12 * MINUTE_US
 
 
 class Habit(enum.StrEnum):
-    """How a pipeline tends to behave."""
+    """The typical behavior of a pipeline."""
 
     HEALTHY = "healthy"
     FLAKY = "flaky"
@@ -35,9 +35,9 @@ class Habit(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SandboxPipeline:
-    """One pipeline of the world. `offset_us` is where its slots lie within the period; `salt` feeds its dice.
+    """One pipeline. `offset_us` is the position of its slots within the period; `salt` seeds its random numbers.
 
-    `span_us` is how long after its slot a run can still change; listings of recent changes rely on it.
+    `span_us` is how long after its slot a run can still change; listings of recent changes depend on it.
     """
 
     index: int
@@ -97,7 +97,7 @@ _CATALOGUE: tuple[tuple[int, str, Platform, PipelineType, int, Habit], ...] = (
     (5, "audience_segments", _P.PREFECT, _T.TRANSFORM, 360, _H.BROKEN),
 )
 
-# Word lists read better as words than as one literal a line, hence the silenced rule.
+# Word lists are easier to read as one text than with one literal per line, hence the silenced rule.
 _FRONT = "Alder Bram Carrow Dellin Esker Farrow Gorse Hazel Inver Juniper Kestle Lark Merrow Nether Orrin".split()  # noqa: SIM905
 _BACK = "beck fell garth holm ings keld lund nab pike rigg scar syke thwaite wath wyke wold".split()  # noqa: SIM905
 _SECTORS = "Retail Logistics Energy Health Travel Media Foods Insurance Mobility Education".split()  # noqa: SIM905
@@ -166,7 +166,7 @@ def _client_name(number: int) -> str:
 
 
 def _pace(period_us: int, habit: Habit) -> tuple[int, int]:
-    """A run's typical duration, and the most time from its slot to its last change, both in microseconds."""
+    """A run's typical duration, and the longest time from its slot to its last change, both in microseconds."""
     if habit is Habit.SLOW:
         typical = min(period_us, 60 * MINUTE_US) * 4 // 5
         longest = typical * 5 // 2
@@ -176,3 +176,76 @@ def _pace(period_us: int, habit: Habit) -> tuple[int, int]:
     if habit is Habit.REOPENING:
         longest = 2 * longest + RERUN_DELAY_US
     return typical, JITTER_US + max(LATENESS_US, longest)
+
+
+# --- the error messages of failed runs, several lines each, as real tools write them
+
+_PYTHON = (
+    """Traceback (most recent call last):
+  File "/app/pipelines/{name}.py", line {line}, in load_batch
+    cursor.copy_from(buffer, table)
+psycopg.errors.NotNullViolation: null value in column "{column}" of relation "{name}" violates not-null constraint
+DETAIL:  Failing row contains ({rows}, null, 2024-01-31, EUR).""",
+    """Traceback (most recent call last):
+  File "/app/pipelines/{name}.py", line {line}, in fetch_page
+    response.raise_for_status()
+HTTPStatusError: Server error '503 Service Unavailable' for url 'https://api.example.com/v2/{name}'
+Task exited with return code 1 after 3 tries.""",
+    """Task {name} was killed: out of memory
+  limit: 4096 MiB, in use: 4095 MiB, rows held: {rows}
+  hint: read the source in smaller batches""",
+)
+_DBT = (
+    """Database Error in model {name} (models/marts/{name}.sql)
+  column "{column}" does not exist
+  LINE {line}:     sum({column}) as total
+  compiled code at target/run/marts/{name}.sql
+Done. PASS=41 WARN=1 ERROR=1 SKIP=6 TOTAL=49""",
+    """Failure in test unique_{name}_{column} (models/marts/schema.yml)
+  Got {rows} results, configured to fail if != 0
+  compiled code at target/compiled/marts/schema.yml/unique_{name}_{column}.sql
+Done. PASS=48 WARN=0 ERROR=1 SKIP=0 TOTAL=49""",
+    """Database Error in model {name} (models/marts/{name}.sql)
+  canceling statement due to statement timeout
+  after 1800 s; 1 of 49 models did not finish""",
+)
+_SYNC = (
+    """Sync failed: source connector stopped with exit code 1
+  stream: {name}
+  cause: 429 Too Many Requests, quota of 10000 calls an hour is used up
+  records emitted before the failure: {rows}""",
+    """Sync failed: destination refused the batch
+  stream: {name}, batch {line}
+  cause: value too long for column "{column}" (limit 255)
+  action: widen the column or turn on truncation""",
+    """Sync failed: could not sign in to the source
+  stream: {name}
+  cause: 401 invalid_grant, the refresh token has expired
+  action: authorize the connection again""",
+)
+_SHELL = (
+    """{name}.sh: line {line}: /mnt/outbox/{name}.csv: No space left on device
+{name}.sh: {rows} rows written before the error
+exit status 1""",
+    """sftp: Connection closed by remote host
+sftp: could not upload /mnt/outbox/{name}.csv ({rows} rows)
+exit status 255""",
+    """{name}.sh: line {line}: {column}: unbound variable
+exit status 127""",
+)
+_BY_PLATFORM = {
+    Platform.DBT: _DBT,
+    Platform.AIRBYTE: _SYNC,
+    Platform.FIVETRAN: _SYNC,
+    Platform.VENDOR_API: _SYNC,
+    Platform.CRON: _SHELL,
+}
+_COLUMNS = ("customer_id", "amount", "currency", "country_code", "updated_at")
+
+
+def error_message(platform: Platform, name: str, chance: float, rows: int) -> str:
+    """An error message typical of `platform`. `chance` in [0, 1) selects it: equal chances give equal messages."""
+    texts = _BY_PLATFORM.get(platform, _PYTHON)
+    pick = int(chance * len(texts) * len(_COLUMNS))
+    column = _COLUMNS[pick % len(_COLUMNS)]
+    return texts[pick // len(_COLUMNS)].format(name=name, column=column, rows=rows, line=20 + pick * 7)

@@ -1,6 +1,6 @@
-"""What a partner can do wrong, on request.
+"""Faults that the sandbox can simulate on request.
 
-Rules are kept in memory only: they are the one thing that a restart of the sandbox forgets.
+Rules are kept in memory only: a restart of the sandbox clears them.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ MAX_SECONDS = 3600.0
 
 
 class Kind(enum.StrEnum):
-    """Every misbehaviour there is."""
+    """All kinds of misbehaviour."""
 
     RATE_LIMIT = "rate_limit"
     RATE_LIMIT_DATE = "rate_limit_date"
@@ -36,7 +36,7 @@ class Kind(enum.StrEnum):
 
 
 class Endpoint(enum.Enum):
-    """Which listing is asked for."""
+    """The requested listing."""
 
     PIPELINE_RUNS = enum.auto()
     ACCOUNT_RUNS = enum.auto()
@@ -50,7 +50,7 @@ _ONLY_RUNS = frozenset({Kind.BAD_RECORDS, Kind.CURSOR_LOOP})
 class Misbehaviour:
     """One rule. `external_id` None: every listing; `times` None: until cleared.
 
-    `seconds` is how long `slow` takes before it answers, and what the rate limits ask the caller to wait.
+    `seconds` is the delay of `slow`, and the Retry-After of the rate limits.
     """
 
     kind: Kind
@@ -60,7 +60,7 @@ class Misbehaviour:
 
     @classmethod
     def from_json(cls, body: Any, known_ids: Collection[str]) -> "Misbehaviour":
-        """Raises InputError that names the wrong field."""
+        """Read a rule. Raises InputError naming the wrong field."""
         if not isinstance(body, dict) or set(body) - {"kind", "external_id", "times", "seconds"}:
             raise InputError("body", "must be an object of kind, external_id, times and seconds")
         kind, external_id, times = body.get("kind"), body.get("external_id"), body.get("times")
@@ -87,11 +87,11 @@ class Misbehaviour:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The form that `from_json` reads; `times` is what is left."""
+        """The format that `from_json` reads; `times` is the remaining number."""
         return dataclasses.asdict(self)
 
     def applies(self, endpoint: Endpoint, external_id: str | None) -> bool:
-        """Whether a request to this endpoint meets the rule. Scoped rules never touch the account-wide listings."""
+        """Whether the rule applies to a request. Rules for one pipeline never affect the account-wide listings."""
         if self.external_id is not None:
             return self.external_id == external_id
         if self.kind is Kind.MISSING_PIPELINE:
@@ -100,25 +100,25 @@ class Misbehaviour:
 
 
 class Misbehaviours:
-    """The rules in force, oldest first; the first that applies to a request is the one it meets."""
+    """The active rules, oldest first. The first rule that applies to a request is used."""
 
     def __init__(self) -> None:
         self._rules: list[Misbehaviour] = []
 
     def add(self, rule: Misbehaviour) -> None:
-        """Put a rule in force."""
+        """Activate a rule."""
         self._rules.append(rule)
 
     def clear(self) -> None:
-        """Behave again."""
+        """Remove all rules."""
         self._rules.clear()
 
     def as_json(self) -> list[dict[str, Any]]:
-        """The rules in force."""
+        """The active rules."""
         return [rule.as_json() for rule in self._rules]
 
     def take(self, endpoint: Endpoint, external_id: str | None = None) -> Misbehaviour | None:
-        """The rule that this request meets; one of its times is used up."""
+        """The rule for this request, if any; counts as one of its `times`."""
         for rule in self._rules:
             if rule.applies(endpoint, external_id):
                 if rule.times is not None:
@@ -130,7 +130,7 @@ class Misbehaviours:
 
 
 class TruncatedResponse(Response):
-    """Announces its whole length, sends half, and hangs up."""
+    """Announces its full length, sends half of it, and closes the connection."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Never finishes the response, which makes the server close the connection."""
@@ -139,8 +139,8 @@ class TruncatedResponse(Response):
         await send({"type": "http.response.body", "body": half, "more_body": True})
 
 
-def wrong_answer(rule: Misbehaviour, now: datetime) -> Response | None:
-    """The answer that takes the place of a listing; None for the kinds that only spoil a good one."""
+def wrong_response(rule: Misbehaviour, now: datetime) -> Response | None:
+    """The response instead of a listing; None for kinds that only modify a good response."""
     wait = math.ceil(rule.seconds)
     match rule.kind:
         case Kind.RATE_LIMIT:
@@ -163,7 +163,7 @@ def wrong_answer(rule: Misbehaviour, now: datetime) -> Response | None:
 
 
 def bad_records(good: dict[str, Any]) -> list[dict[str, Any]]:
-    """Records that are wrong in one way each, made of a good one. Their ids never change: a replay finds the same."""
+    """Records with one defect each, derived from a good one. Their ids never change: a replay is identical."""
     return [
         {name: value for name, value in good.items() if name != "id"},
         {**good, "id": "sandbox-naive-time", "started_at": "2026-01-31T10:00:00"},
@@ -175,17 +175,17 @@ def bad_records(good: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def mixed_with_bad(records: list[dict[str, Any]], model: dict[str, Any]) -> list[dict[str, Any]]:
-    """All of `records`, a bad one after each of the first six (and what is left of the six at the end)."""
+    """All of `records`, with a bad one after each of the first six, or at the end."""
     bad = bad_records(model)
     mixed = [entry for pair in zip(records, bad, strict=False) for entry in pair]
     return mixed + records[len(bad) :] + bad[len(records) :]
 
 
 def http_date(when: datetime) -> str:
-    """The form of dates in HTTP headers; fractions of a second are dropped."""
+    """A date as in HTTP headers; fractions of a second are dropped."""
     return format_datetime(when.replace(microsecond=0), usegmt=True)
 
 
 def _error(status: int, code: str, headers: dict[str, str]) -> Response:
-    body = f'{{"error": {{"code": "{code}", "message": "as asked: the sandbox misbehaves"}}}}'
+    body = f'{{"error": {{"code": "{code}", "message": "simulated by the sandbox"}}}}'
     return Response(body, status, headers, media_type="application/json")

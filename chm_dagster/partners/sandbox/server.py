@@ -1,10 +1,14 @@
-"""The sandbox's HTTP face: the generic partner API, plus a control endpoint to make it misbehave.
+"""The sandbox's HTTP server: CHM's own partner API, plus an endpoint that makes it misbehave.
 
-An answer depends on the world, the app's clock and the request alone; the `Date` header is of the same clock, so that a
-world in another time is still consistent.
+A response depends only on the world, the app's clock and the request. The `Date` header uses the same clock, so a world
+at another time is consistent.
 """
 
 import asyncio
+import base64
+import binascii
+import functools
+import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -19,7 +23,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chm_dagster.errors import ChmError, InputError, NotFound
-from chm_dagster.partners.sandbox import cursors
 from chm_dagster.partners.sandbox.catalogue import SandboxPipeline
 from chm_dagster.partners.sandbox.misbehaviour import (
     Endpoint,
@@ -29,26 +32,40 @@ from chm_dagster.partners.sandbox.misbehaviour import (
     TruncatedResponse,
     http_date,
     mixed_with_bad,
-    wrong_answer,
+    wrong_response,
 )
-from chm_dagster.partners.sandbox.world import EPOCH, Position, World
+from chm_dagster.partners.sandbox.world import EPOCH, Listing, Position, World
+from chm_dagster.serving import serve_in_thread as serve_any_in_thread
 
 DEFAULT_LIMIT = 200
 MAX_LIMIT = 1_000
 MAX_ACCOUNT_LIMIT = 5_000
 
+SERVER_OPTIONS: dict[str, Any] = {
+    "lifespan": "off",
+    # The app sends its own Date.
+    "date_header": False,
+    # A deliberately slow response must not delay the shutdown. 0 would also cut quick ones.
+    "timeout_graceful_shutdown": 0.3,
+}
+"""The uvicorn options that the app needs."""
+serve_in_thread = functools.partial(serve_any_in_thread, **SERVER_OPTIONS)
+
+_MAX_CURSOR_CHARS = 300
+_BAD_CURSOR = InputError("cursor", "not a cursor of this listing; start again without one")
+
 ENDPOINTS = {
     "GET /pipelines": "the pipelines (cursor, limit)",
     "GET /pipelines/{external_id}/runs": "one pipeline's runs (updated_since, cursor, limit)",
     "GET /runs": "all pipelines' runs (updated_since, cursor, limit)",
-    "GET /ui/{external_id}/{run_number}": "one run, for people: what a record's url points to",
+    "GET /ui/{external_id}/{run_number}": "one run: the target of a record's url",
     "GET|POST|DELETE /_sandbox/misbehave": "list, add ({kind, external_id, times, seconds}), clear misbehaviour",
     "GET /healthz": "200 while it serves",
 }
 
 
 class SettableClock:
-    """A clock for `create_app` that stands still until it is told to move."""
+    """A clock for `create_app` that moves only on `advance`."""
 
     def __init__(self, time: datetime) -> None:
         self.time = time
@@ -58,7 +75,7 @@ class SettableClock:
         return self.time
 
     def advance(self, by: timedelta) -> datetime:
-        """Move on and return the new time."""
+        """Move forward and return the new time."""
         self.time += by
         return self.time
 
@@ -76,10 +93,10 @@ def create_app(
     misbehaviours: Misbehaviours | None = None,
     account_wide: bool = True,
 ) -> Starlette:
-    """The sandbox partner as an ASGI app. Without a `token` it answers anyone.
+    """The sandbox partner as an ASGI app. Without a `token` it needs no authentication.
 
-    `now` is its clock, aware. With `account_wide` False it is a partner without `GET /runs` (404). It sends its own
-    `Date`, so serve it with `serve_in_thread` or `serve`, which turn the server's off.
+    `now` is its clock, aware. With `account_wide` False the partner has no `GET /runs` (404). It sends its own `Date`:
+    serve it with SERVER_OPTIONS, which turn the server's off.
     """
     sandbox = _Sandbox(world, token, now, misbehaviours or Misbehaviours())
     routes = [
@@ -107,13 +124,13 @@ class _Sandbox:
         self._misbehaviours = misbehaviours
 
     def private(self, endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        async def guarded(request: Request) -> Response:
+        async def authenticated(request: Request) -> Response:
             given = request.headers.get("authorization", "").encode()
             if self._authorization is not None and not hmac.compare_digest(given, self._authorization):
-                return _error(401, "unauthorized", "a valid bearer token is needed", {"WWW-Authenticate": "Bearer"})
+                return _error(401, "unauthorized", "a valid bearer token is required", {"WWW-Authenticate": "Bearer"})
             return await endpoint(request)
 
-        return guarded
+        return authenticated
 
     async def index(self, request: Request) -> Response:
         world = self._world
@@ -135,11 +152,11 @@ class _Sandbox:
         if rule and (wrong := await self._wrong(rule)):
             return wrong
         limit, cursor = _limit(request, MAX_LIMIT), request.query_params.get("cursor")
-        start = 0 if cursor is None else cursors.read_pipelines_cursor(self._world.seed, cursor)
+        start = 0 if cursor is None else _read_pipelines_cursor(self._world.seed, cursor)
         everything = self._world.pipelines()
         end = start + limit
-        following = cursors.pipelines_cursor(self._world.seed, end) if end < len(everything) else None
-        return _answer(rule, {"pipelines": [_inventory(p) for p in everything[start:end]], "next_cursor": following})
+        following = _pipelines_cursor(self._world.seed, end) if end < len(everything) else None
+        return _page(rule, {"pipelines": [_inventory(p) for p in everything[start:end]], "next_cursor": following})
 
     async def pipeline_runs(self, request: Request) -> Response:
         pipeline = self._pipeline(request)
@@ -172,20 +189,20 @@ class _Sandbox:
             listing, start = world.listing(pipeline, _updated_since(request), self._now()), None
         else:
             index = None if pipeline is None else pipeline.index
-            listing, start = cursors.read_runs_cursor(world.seed, cursor, index)
+            listing, start = _read_runs_cursor(world.seed, cursor, index)
         records, following = world.page(listing, start, limit, base_url)
         if rule and rule.kind is Kind.BAD_RECORDS:
             model = {"pipeline_id": (pipeline or world.pipelines()[0]).external_id, "status": "success", "id": "model"}
             records = mixed_with_bad(records, records[0] if records else model)
         if rule and rule.kind is Kind.CURSOR_LOOP:
             following = start or Position(0 if pipeline is None else pipeline.index, 0)
-        next_cursor = cursors.runs_cursor(world.seed, listing, following) if following else None
-        return _answer(rule, {"runs": records, "next_cursor": next_cursor})
+        next_cursor = _runs_cursor(world.seed, listing, following) if following else None
+        return _page(rule, {"runs": records, "next_cursor": next_cursor})
 
     async def _wrong(self, rule: Misbehaviour) -> Response | None:
         if rule.kind is Kind.SLOW:
             await asyncio.sleep(rule.seconds)
-        return wrong_answer(rule, self._now())
+        return wrong_response(rule, self._now())
 
     def _pipeline(self, request: Request) -> SandboxPipeline:
         pipeline = self._world.pipeline(request.path_params["external_id"])
@@ -195,25 +212,25 @@ class _Sandbox:
 
 
 class _OwnDate:
-    """Stamps every answer with the app's own time."""
+    """Adds the app's own time to every response as its Date."""
 
     def __init__(self, app: ASGIApp, now: Callable[[], datetime]) -> None:
         self._app = app
         self._now = now
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Taken before the answer is made: what an answer shows must never be older than its Date.
+        # Taken before the response is made: its content must never be older than its Date.
         date = (b"date", http_date(self._now()).encode())
 
-        async def stamped(message: Message) -> None:
+        async def send_with_date(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), date]
             await send(message)
 
-        await self._app(scope, receive, stamped)
+        await self._app(scope, receive, send_with_date)
 
 
-def _answer(rule: Misbehaviour | None, page: dict[str, Any]) -> Response:
+def _page(rule: Misbehaviour | None, page: dict[str, Any]) -> Response:
     body = orjson.dumps(page)
     kind = TruncatedResponse if rule and rule.kind is Kind.TRUNCATED else Response
     return kind(body, media_type="application/json")
@@ -245,10 +262,10 @@ def _updated_since(request: Request) -> datetime | None:
         return None
     try:
         when = datetime.fromisoformat(text)
-        # Comparing finds naive times, and aware ones that have no equal in UTC.
+        # The comparison raises for naive times, and for aware ones beyond the range of UTC.
         return when if when >= EPOCH else EPOCH
     except (ValueError, TypeError, OverflowError):
-        raise InputError("updated_since", "must be an ISO 8601 time with a zone (in a URL, + is %2B)") from None
+        raise InputError("updated_since", "must be an ISO 8601 time with a time zone (in a URL, + is %2B)") from None
 
 
 def _base_url(request: Request) -> str:
@@ -269,3 +286,55 @@ def _error(status: int, code: str, message: str, headers: dict[str, str] | None 
 
 def _json(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(orjson.dumps(content), status, headers, media_type="application/json")
+
+
+# --- cursors: opaque, and refused unless this server issued them
+#
+# A cursor holds the listing with its time and a position in it, so that later pages belong to the same snapshot. A
+# checksum keyed with the seed turns any other string into a 400 instead of an odd response.
+
+
+def _runs_cursor(seed: int, listing: Listing, position: Position) -> str:
+    """The cursor of the page of `listing` that starts at `position`."""
+    scope = -1 if listing.pipeline is None else listing.pipeline
+    return _pack(seed, "r", listing.as_of_us, listing.since_us, scope, *position)
+
+
+def _read_runs_cursor(seed: int, cursor: str, pipeline: int | None) -> tuple[Listing, Position]:
+    """Listing and position of a cursor. Raises InputError if it was issued elsewhere, or for another listing."""
+    numbers = _unpack(seed, "r", cursor, 5)
+    listing = Listing(numbers[0], numbers[1], None if numbers[2] == -1 else numbers[2])
+    if listing.pipeline != pipeline:
+        raise _BAD_CURSOR
+    return listing, Position(numbers[3], numbers[4])
+
+
+def _pipelines_cursor(seed: int, index: int) -> str:
+    """The cursor of the page of pipelines that starts at `index`."""
+    return _pack(seed, "p", index)
+
+
+def _read_pipelines_cursor(seed: int, cursor: str) -> int:
+    """The index in a cursor of pipelines. Raises InputError."""
+    return _unpack(seed, "p", cursor, 1)[0]
+
+
+def _pack(seed: int, kind: str, *numbers: int) -> str:
+    text = ":".join([kind, *map(str, numbers)])
+    return base64.urlsafe_b64encode(f"{text}:{_checksum(seed, text)}".encode()).decode().rstrip("=")
+
+
+def _unpack(seed: int, kind: str, cursor: str, count: int) -> list[int]:
+    try:
+        padded = cursor[:_MAX_CURSOR_CHARS] + "=" * (-len(cursor) % 4)
+        text, _, checksum = base64.b64decode(padded, b"-_", validate=True).decode().rpartition(":")
+    except (binascii.Error, ValueError):
+        raise _BAD_CURSOR from None
+    parts = text.split(":")
+    if parts[0] != kind or len(parts) != count + 1 or checksum != _checksum(seed, text):
+        raise _BAD_CURSOR
+    return [int(part) for part in parts[1:]]
+
+
+def _checksum(seed: int, text: str) -> str:
+    return hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=6).hexdigest()

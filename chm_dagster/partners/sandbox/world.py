@@ -1,8 +1,8 @@
-"""The sandbox's world: every run of every pipeline at any instant, computed and never stored.
+"""The sandbox's world: every run of every pipeline at any time, computed and never stored.
 
-Run `k` of a pipeline has its slot at ANCHOR + offset + k * period. Its whole life (start, outcome, re-run, the moment
-it becomes visible) comes from a hash of (seed, pipeline, k); a listing as of an instant shows how far it has come.
-Times are integers in microseconds since 1970 inside, ISO 8601 in records.
+Run `k` of a pipeline has its slot at ANCHOR + offset + k * period. Everything about it (start, outcome, re-run, when it
+becomes visible) comes from a hash of (seed, pipeline, k); a listing at some time shows the run as it is at that time.
+Times are integers in microseconds since 1970 internally, and ISO 8601 in records.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from chm_dagster.domain.inventory import Platform
+from chm_dagster.domain.pipelines import Platform
 from chm_dagster.domain.runs import RunStatus
 from chm_dagster.partners.sandbox import catalogue
 from chm_dagster.partners.sandbox.catalogue import (
@@ -22,8 +22,8 @@ from chm_dagster.partners.sandbox.catalogue import (
     SECOND_US,
     Habit,
     SandboxPipeline,
+    error_message,
 )
-from chm_dagster.partners.sandbox.failures import error_message
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ANCHOR_US = (datetime(2020, 1, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
@@ -34,7 +34,7 @@ _NO_ROWS = frozenset({Platform.CRON, Platform.DAGSTER})
 
 
 class Listing(NamedTuple):
-    """What one listing covers: the instant it is of, the oldest change it shows, one pipeline's index or all (None)."""
+    """What a listing covers: its time, the oldest change in it, and the index of one pipeline or None for all."""
 
     as_of_us: int
     since_us: int
@@ -69,7 +69,7 @@ class _Stage(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """A run as of an instant: its newest stage by then, and when that became known."""
+    """A run at some time: its newest stage by then, and when that became visible."""
 
     pipeline: SandboxPipeline
     number: int
@@ -80,11 +80,11 @@ class _Run(NamedTuple):
 
 
 class World:
-    """A made-up world of `pipelines` pipelines; equal arguments make equal worlds.
+    """A fictional world of `pipelines` pipelines; equal arguments make equal worlds.
 
     With `period_seconds` the world is quiet: all pipelines share that period, their slots are spread evenly over it,
-    and each run appears once, finished, at its slot. The news of a window is then arithmetic (see `bench`).
-    `history` is how far back runs are told of. `generated` counts the runs computed so far, a measure of work.
+    and each run appears once, finished, at its slot. The changes in a window are then arithmetic (see `bench`).
+    `history` is how far back runs are listed. `generated` counts the runs computed so far, a measure of work.
     """
 
     def __init__(
@@ -117,10 +117,10 @@ class World:
         new_runs: int = 500,
         window: timedelta = timedelta(minutes=5),
     ) -> "World":
-        """A quiet world in which every window (t, t + `window`] brings exactly `new_runs` runs, at any t.
+        """A quiet world in which every window (t, t + `window`] has exactly `new_runs` runs, for any t.
 
-        A full listing holds exactly `runs_per_pipeline` runs of each pipeline, also at any instant. Raises ValueError
-        if `window` is no multiple of `new_runs` microseconds: the spacing of the runs would not be even.
+        A full listing holds exactly `runs_per_pipeline` runs of each pipeline, at any time. Raises ValueError if
+        `window` is not a multiple of `new_runs` microseconds: the spacing of the runs would be uneven.
         """
         spacing_us, rest = divmod(window // timedelta(microseconds=1), new_runs)
         if rest or spacing_us < 1:
@@ -148,7 +148,7 @@ class World:
         return sum(1 for _ in self._runs(self.listing(None, since + timedelta(microseconds=1), until), None))
 
     def listing(self, pipeline: SandboxPipeline | None, updated_since: datetime | None, now: datetime) -> Listing:
-        """What to page through. Raises TypeError on naive times."""
+        """The listing to page through. Raises TypeError for naive times."""
         since_us = 0 if updated_since is None else max(0, microseconds(updated_since))
         return Listing(microseconds(now), since_us, None if pipeline is None else pipeline.index)
 
@@ -166,7 +166,7 @@ class World:
     def record(
         self, pipeline: SandboxPipeline, number: int, now: datetime, base_url: str = ""
     ) -> dict[str, Any] | None:
-        """One run as of `now`; None if it does not exist (yet, or any more)."""
+        """One run as of `now`; None if it does not exist yet, or no longer."""
         listing = self.listing(pipeline, None, now)
         if number not in self._numbers(pipeline, listing):
             return None
@@ -188,7 +188,7 @@ class World:
                     yield run
 
     def _numbers(self, pipeline: SandboxPipeline, listing: Listing) -> range:
-        """The only runs that can be in the listing: their slot is within the history and near enough to its changes."""
+        """The runs that can be in the listing: their slot is within the history and close enough to its changes."""
         slot_0 = ANCHOR_US + pipeline.offset_us
         oldest = max(listing.as_of_us - self._history_us + 1, listing.since_us - pipeline.span_us)
         first = -((slot_0 - oldest) // pipeline.period_us)
@@ -212,17 +212,17 @@ class World:
 
 
 def microseconds(when: datetime) -> int:
-    """Microseconds since 1970 of an aware time. Raises TypeError on a naive one."""
+    """Microseconds since 1970 of an aware time. Raises TypeError for a naive one."""
     return (when - EPOCH) // timedelta(microseconds=1)
 
 
 def iso(us: int) -> str:
-    """ISO 8601 with microseconds and Z of microseconds since 1970."""
+    """Microseconds since 1970 as ISO 8601 with microseconds and Z."""
     return (_PLAIN_EPOCH + timedelta(microseconds=us)).isoformat(timespec="microseconds") + "Z"
 
 
 def _lateness(chance: float) -> int:
-    """Four in five runs are visible within three seconds, the rest within a minute and a half."""
+    """Four in five runs become visible within three seconds, the others within a minute and a half."""
     return int(chance / 0.8 * 3 * SECOND_US) if chance < 0.8 else int((chance - 0.8) / 0.2 * LATENESS_US)
 
 
@@ -233,7 +233,7 @@ def _duration(pipeline: SandboxPipeline, chance: float) -> int:
 
 
 def _stages(pipeline: SandboxPipeline, number: int, slot: int, start: int, dice: _Dice) -> Iterator[_Stage]:
-    """The run's whole life, oldest stage first."""
+    """All stages of the run, the oldest first."""
     outcome = _outcome(pipeline, number, slot, dice)
     if outcome is RunStatus.SKIPPED:
         yield _Stage(start, outcome, 0, start)
@@ -306,7 +306,7 @@ def _rows(pipeline: SandboxPipeline, status: RunStatus, dice: _Dice) -> int | No
 
 
 def _error(pipeline: SandboxPipeline, dice: _Dice, rows: int | None) -> str:
-    # A broken pipeline fails for one and the same reason until somebody mends it.
+    # A broken pipeline fails for the same reason until somebody fixes it.
     chance = (pipeline.salt % 997) / 997 if pipeline.habit is Habit.BROKEN else dice.text
     return error_message(pipeline.platform, pipeline.name, chance, rows or 0)
 

@@ -1,21 +1,21 @@
-"""The platforms that are known from their documentation, as it describes them."""
+"""The platforms that are verified against documentation only, as it describes them."""
 
 import base64
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
-from chm_dagster_tests.partners.fault_server import Reply, Request
+from chm_dagster_tests.http.fault_server import Reply, Request
 from chm_dagster_tests.partners.scripts.orchestrators import ACTIVE, parts
 from chm_dagster_tests.partners.scripts.script import ABSENT, Run, Script, epoch_ms, iso, moment, ok, status_reply
 
 
 class Dbt(Script):
-    """dbt Cloud: numbers for states, ranges as JSON in the query, a slash at the end of paths."""
+    """dbt Cloud: numeric states, ranges as JSON in the query, a trailing slash in paths."""
 
     options: ClassVar[dict[str, Any]] = {"account_id": 77}
     pipelines: ClassVar[tuple[str, ...]] = ("101", "102", "103")
     words: ClassVar[dict[str, str]] = {"queued": "1", "running": "3", "success": "10", "failed": "20", "canceled": "30"}
-    passes: ClassVar[int] = 2
+    passes: ClassVar[int] = 4
 
     def record(self, run: Run) -> dict[str, Any]:
         at = run.stage
@@ -56,11 +56,12 @@ class Dbt(Script):
             return ABSENT
         span = query.get("finished_at__range")
         start, end = (moment(text) for text in span.strip("[]").replace('"', "").split(",")) if span else (None, None)
-        states = query.get("status__in", "").strip("[]").split(",")
+        if "status__in" in query:
+            return status_reply(400)
         rows = self.rows(
             lambda run: (
                 job in (None, run.pipeline)
-                and (states == [""] or self.spelled(run.stage) in states)
+                and query.get("status") in (None, self.spelled(run.stage))
                 and (start is None or end is None or _in(run.stage.finished, start, end))
             )
         )
@@ -77,7 +78,7 @@ def _in(at: datetime | None, start: datetime, end: datetime) -> bool:
 
 
 class Airbyte(Script):
-    """Airbyte: a token for client id and secret, offsets, durations as ISO periods."""
+    """Airbyte: a token for client id and secret, offsets, durations as ISO 8601 periods."""
 
     credentials: ClassVar[dict[str, str]] = {"client_id": "chm", "client_secret": "good-secret"}
     words: ClassVar[dict[str, str]] = {
@@ -138,7 +139,7 @@ class Airbyte(Script):
 
 
 class Databricks(Script):
-    """Databricks: milliseconds, 0 for no time, page tokens, no list where there are no runs."""
+    """Databricks: milliseconds, 0 for no time, page tokens, no list if there are no runs."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("501", "502", "503")
     words: ClassVar[dict[str, str]] = {
@@ -173,7 +174,8 @@ class Databricks(Script):
                 return self._list(request)
             case ["api", "2.2", "jobs", "runs", "get"]:
                 found = self.rows(lambda run: run.id.rpartition("-")[2] == query["run_id"])
-                return ok(found[0]) if found else ABSENT
+                gone = {"error_code": "INVALID_PARAMETER_VALUE", "message": f"Run {query['run_id']} does not exist."}
+                return ok(found[0]) if found else ok(gone, 400)
             case ["api", "2.2", "jobs", "list"]:
                 jobs = [{"job_id": int(p), "settings": {"name": f"job {p}"}} for p in self.pipelines]
                 return self._page("jobs", jobs, request)
@@ -208,7 +210,7 @@ class Databricks(Script):
 
 
 class GithubActions(Script):
-    """GitHub: numbered pages, never more than a thousand results, a status and a conclusion."""
+    """GitHub: numbered pages, at most a thousand results, a status and a conclusion."""
 
     options: ClassVar[dict[str, Any]] = {"owner": "acme", "repo": "shop"}
     pipelines: ClassVar[tuple[str, ...]] = ("901", "902", "903")
@@ -248,10 +250,24 @@ class GithubActions(Script):
             case ["repos", "acme", "shop", "actions", "runs", run_id]:
                 found = self.rows(lambda run: run.id.rpartition("-")[2] == run_id)
                 return ok(found[0]) if found else ABSENT
+            case ["repos", "acme", "shop", "actions", "runs", run_id, "jobs"]:
+                (run,) = (run for run in self.runs if run.id.rpartition("-")[2] == run_id)
+                return ok({"total_count": 2, "jobs": self._jobs(run)})
             case ["repos", "acme", "shop", "actions", "workflows"]:
                 found = [{"id": int(p), "name": f"workflow {p}"} for p in self.pipelines]
                 return self._page("workflows", found, request)
         return ABSENT
+
+    def _jobs(self, run: Run) -> list[dict[str, Any]]:
+        """A job that ended well before the run did, and the one that decided the run."""
+        at = run.stage
+        conclusion = self.spelled(at).partition("/")[2]
+        early = (at.started or at.changed) + timedelta(seconds=1)
+        steps = [{"name": "checkout", "conclusion": "success"}, {"name": "tests", "conclusion": conclusion}]
+        return [
+            {"name": "lint", "conclusion": "success", "completed_at": iso(early), "steps": []},
+            {"name": "build", "conclusion": conclusion, "completed_at": iso(at.finished), "steps": steps},
+        ]
 
     def _list(self, request: Request) -> Reply:
         query = request.query
@@ -331,7 +347,7 @@ class Fivetran(Script):
 
 
 class AzureDataFactory(Script):
-    """Azure Data Factory: a token from elsewhere, everything that changed between two times."""
+    """Azure Data Factory: a token from another host, everything that changed between two times."""
 
     credentials: ClassVar[dict[str, str]] = {"client_id": "chm", "client_secret": "good-secret"}
     options: ClassVar[dict[str, Any]] = {
@@ -375,6 +391,9 @@ class AzureDataFactory(Script):
 
     def route(self, request: Request) -> Reply:
         assert request.query["api-version"] == "2018-06-01"
+        return self.listed(request)
+
+    def listed(self, request: Request) -> Reply:
         *_, noun = parts(request)
         if noun == "queryPipelineRuns":
             start, end = moment(request.json["lastUpdatedAfter"]), moment(request.json["lastUpdatedBefore"])
@@ -394,6 +413,54 @@ class AzureDataFactory(Script):
 
     def _pipelines(self, request: Request) -> Reply:
         following = "/base" + request.target.removeprefix("/base").partition("?")[0]
-        skip = int(request.query.get("skip", "0"))
-        more = {"nextLink": f"{following}?api-version=2018-06-01&skip=2"} if skip == 0 else {}
-        return ok({"value": [{"name": name} for name in self.pipelines[skip : skip + 2]], **more})
+        skip, size = int(request.query.get("skip", "0")), self.list_size
+        more = (
+            {"nextLink": f"{following}?api-version={request.query['api-version']}&skip={skip + size}"}
+            if skip + size < len(self.pipelines)
+            else {}
+        )
+        return ok({"value": [{"name": name} for name in self.pipelines[skip : skip + size]], **more})
+
+
+class Generic(Script):
+    """CHM's own API: cursors, and each record says whose it is."""
+
+    words: ClassVar[dict[str, str]] = {"canceled": "canceled"}
+    reopens: ClassVar[bool] = False
+
+    def record(self, run: Run) -> dict[str, Any]:
+        at = run.stage
+        return {
+            "id": run.id,
+            "pipeline_id": run.pipeline,
+            "status": self.spelled(at),
+            "created_at": iso(at.started or at.changed),
+            "started_at": iso(at.started),
+            "finished_at": iso(at.finished),
+            "updated_at": iso(at.changed),
+            "error_message": "no space left" if at.word == "failed" else None,
+        }
+
+    def is_for_runs(self, request: Request) -> bool:
+        return request.path.endswith("/runs")
+
+    def route(self, request: Request) -> Reply:
+        match parts(request):
+            case ["runs"]:
+                return self._runs(request, None)
+            case ["pipelines", pipeline, "runs"] if pipeline in self.pipelines:
+                return self._runs(request, pipeline)
+            case ["pipelines"]:
+                return self._page("pipelines", [{"id": p, "name": p.upper()} for p in self.pipelines], request)
+        return ABSENT
+
+    def _runs(self, request: Request, pipeline: str | None) -> Reply:
+        since = moment(request.query.get("updated_since"))
+        rows = self.rows(lambda run: pipeline in (None, run.pipeline) and (since is None or run.stage.changed >= since))
+        return self._page("runs", rows, request)
+
+    def _page(self, name: str, rows: list[Any], request: Request) -> Reply:
+        offset = int(request.query.get("cursor", "0"))
+        page = self.cut(rows, offset, int(request.query["limit"]))
+        end = offset + len(page)
+        return ok({name: page, "next_cursor": str(end) if end < len(rows) else None})

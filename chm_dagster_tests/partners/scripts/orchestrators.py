@@ -1,4 +1,4 @@
-"""Airflow, Prefect and Dagster, as the recordings of the real servers show them."""
+"""Airflow, Prefect and Dagster, as in the recordings of the real servers."""
 
 import base64
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 from urllib.parse import unquote
 
-from chm_dagster_tests.partners.fault_server import Reply, Request
+from chm_dagster_tests.http.fault_server import Reply, Request
 from chm_dagster_tests.partners.scripts.script import (
     ABSENT,
     NOW,
@@ -27,7 +27,7 @@ def parts(request: Request) -> list[str]:
 
 
 class Airflow(Script):
-    """Airflow 3.3: a sign-in, cursors over updated_at."""
+    """Airflow 3.3: a login, cursors over updated_at."""
 
     credentials: ClassVar[dict[str, str]] = {"username": "viewer", "password": "good-secret"}
     words: ClassVar[dict[str, str]] = {"canceled": "failed"}
@@ -68,7 +68,7 @@ class Airflow(Script):
             case ["api", self.api, "dags"]:
                 dags = [{"dag_id": p, "dag_display_name": p.upper(), "is_paused": p == "p2"} for p in self.pipelines]
                 offset = int(request.query["offset"])
-                return ok({"dags": self.cut(dags, offset, 2), "total_entries": len(dags)})
+                return ok({"dags": self.cut(dags, offset, self.list_size), "total_entries": len(dags)})
             case ["api", self.api, "dags", dag_id, "dagRuns"]:
                 return self._list(request, dag_id)
             case ["api", self.api, "dags", dag_id, "dagRuns", run_id]:
@@ -125,7 +125,6 @@ class Airflow2(Airflow):
     """Airflow 2: basic auth, offsets."""
 
     api: ClassVar[str] = "v1"
-    error_inline: ClassVar[bool] = True
 
     def unproven(self, request: Request) -> Reply | None:
         return ok({"version": "2.11.2"}) if parts(request) == ["api", "v1", "version"] else None
@@ -143,7 +142,7 @@ def _basic(pair: str) -> str:
 
 
 class Prefect(Script):
-    """Prefect 3.9: filters by POST, a bare list, never more than 200 records."""
+    """Prefect 3.9: filters by POST, a bare list, at most 200 records."""
 
     credentials: ClassVar[dict[str, str]] = {"username": "chm", "password": "good-secret"}
     pipelines: ClassVar[tuple[str, ...]] = tuple(f"{n}0000000-0000-4000-8000-000000000000" for n in (1, 2, 3))
@@ -201,12 +200,14 @@ class Prefect(Script):
 
     def _filter(self, wanted: dict[str, Any]) -> Callable[[Run], bool]:
         def met(run: Run) -> bool:
-            at, kind = run.stage, self.spelled(run.stage).partition("/")[0]
+            at, (kind, _, name) = run.stage, self.spelled(run.stage).partition("/")
             expected = at.started or at.changed
             conditions = {
                 "deployment_id": lambda c: run.pipeline in c.get("any_", [run.pipeline]),
                 "id": lambda c: run.id in c["any_"],
-                "state": lambda c: kind in c["type"]["any_"],
+                "state": lambda c: (
+                    kind in c.get("type", {}).get("any_", [kind]) and name in c.get("name", {}).get("any_", [name])
+                ),
                 "start_time": lambda c: (at.started is None) == c["is_null_"],
                 "expected_start_time": lambda c: _within(expected, c),
                 "end_time": lambda c: at.finished is not None and _within(at.finished, c),
@@ -249,7 +250,7 @@ class Dagster(Script):
 
     def record(self, run: Run) -> dict[str, Any]:
         at = run.stage
-        # Three at a time are created at the same moment: a page may end between them.
+        # Three at a time are created at the same time: a page may end between them.
         created = (at.started or at.changed).replace(microsecond=0).timestamp() - int(run.id.rpartition("-")[2]) // 3
         return {
             "runId": run.id,

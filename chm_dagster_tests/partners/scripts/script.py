@@ -1,4 +1,4 @@
-"""What a scripted platform has in common with every other: pipelines, runs in stages, faults, and what was asked."""
+"""What all scripted platforms have in common: pipelines, runs in stages, faults, and the requests received."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any, ClassVar
 
-from chm_dagster_tests.partners.fault_server import Reply, Request, json_reply, status_reply
+from chm_dagster_tests.http.fault_server import Reply, Request, json_reply, status_reply
 
 NOW = datetime.now(UTC).replace(microsecond=0)
-"""What the servers' clocks say, and about what ours says."""
+"""The time of the servers' clocks, close to that of our own."""
 DATE = {"Date": format_datetime(NOW, usegmt=True)}
 ABSENT = status_reply(404)
 
@@ -20,7 +20,7 @@ def minutes_ago(minutes: float) -> datetime:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A moment in a run's life: `word` is queued, running, success, failed, canceled, or the platform's own."""
+    """A stage of a run: `word` is queued, running, success, failed, canceled, or the platform's own."""
 
     word: str
     started: datetime | None
@@ -30,7 +30,7 @@ class Stage:
 
 
 def stage(word: str, *, started: float | None = 60, finished: float | None = None, attempt: int = 0) -> Stage:
-    """A stage by minutes before now: when it started, and when it ended if it has."""
+    """A stage by minutes before now: when it started, and when it ended, if it has."""
     start = None if started is None else minutes_ago(started)
     end = None if finished is None else minutes_ago(finished)
     return Stage(word, start, end, end or start or minutes_ago(61), attempt)
@@ -47,25 +47,29 @@ class Run:
 
 
 class Script:
-    """A scripted platform. Subclasses say how it spells runs, answers and refusals.
+    """A scripted platform. Subclasses define the format of runs, responses and errors.
 
-    `page` is how many records it gives at once, whatever it is asked for (None: what it is asked for).
+    `page` is the number of records per page, whatever was requested (None: as requested).
     """
 
     credentials: ClassVar[dict[str, str]] = {"token": "good-secret"}
+    wrong_credentials: ClassVar[dict[str, str]] = {}
+    """Credentials that the server refuses, if any text does not do."""
     options: ClassVar[dict[str, Any]] = {}
     pipelines: ClassVar[tuple[str, ...]] = ("p1", "p2", "p3")
     """External ids."""
     words: ClassVar[dict[str, str]] = {}
-    """How the platform spells queued, running, success, failed, canceled."""
+    """The platform's words for queued, running, success, failed, canceled."""
     reopens: ClassVar[bool] = True
     passes: ClassVar[int] = 1
-    """Requests for runs that a quiet account-wide sweep takes, at most."""
+    """The maximum number of requests for runs in an account-wide sync without news."""
     names_the_pipeline: ClassVar[bool] = True
-    """Whether a record says whose it is."""
+    """Whether a record names its pipeline."""
     error_inline: ClassVar[bool] = True
-    """Whether a record says why its run failed."""
+    """Whether a record contains the reason of a failure."""
     answers_403_as: ClassVar[str] = "AuthError"
+    filters_by_time: ClassVar[bool] = True
+    """Whether requests say from when on runs are wanted."""
 
     def __init__(self, *, page: int | None = None) -> None:
         self.page = page
@@ -74,25 +78,25 @@ class Script:
         self.fault: Callable[[Request], Reply | None] = lambda request: None
         self.requests: list[Request] = []
 
-    # --- what a subclass says
+    # --- defined by subclasses
 
     def accepts(self, request: Request) -> bool:
-        """Whether the request proves who asks."""
+        """Whether the request is authenticated."""
         return request.headers.get("authorization") == "Bearer good-secret"
 
     def record(self, run: Run) -> dict[str, Any]:
-        """The run as the platform spells it."""
+        """The run in the platform's format."""
         raise NotImplementedError
 
     def route(self, request: Request) -> Reply:
-        """The answer to an accepted request."""
+        """The response to an accepted request."""
         raise NotImplementedError
 
     def unproven(self, request: Request) -> Reply | None:
-        """The answer to a request that needs no proof: versions and sign-ins."""
+        """The response to a request that needs no authentication: versions and logins."""
         return None
 
-    # --- what they share
+    # --- shared
 
     def __call__(self, request: Request) -> Reply:
         self.requests.append(request)
@@ -113,6 +117,11 @@ class Script:
 
     def spelled(self, at: Stage) -> str:
         return self.words.get(at.word, at.word)
+
+    @property
+    def list_size(self) -> int:
+        """How many pipelines a page of its list has: short pages, unless that makes too many."""
+        return 2 if len(self.pipelines) < 10 else 100
 
     def rows(self, chosen: Callable[[Run], bool], order: Callable[[Run], Any] = lambda run: run.id) -> list[Any]:
         return [

@@ -1,6 +1,6 @@
-"""Gives Dagster's storage a past: one run is made by Dagster, and the others are copies of its row.
+"""Writes a history into Dagster's storage: Dagster creates one run, and the others are copies of its row.
 
-Making each of them by Dagster costs a file and some ten flushes to disk, which is minutes on a busy machine.
+Creating each of them with Dagster costs a file and about ten disk flushes, which takes minutes on a busy machine.
 """
 
 import sqlite3
@@ -18,9 +18,9 @@ FORMAT = "%Y-%m-%d %H:%M:%S.%f"
 
 
 def write(count: int) -> None:
-    """So many finished runs of the job `busy`, the newest two hours old.
+    """The number of finished runs of the job `busy`, the newest two hours old.
 
-    Four start at the same moment each time: a page that ends between them must not lose any.
+    Four at a time start simultaneously: a page that ends between them must not lose any.
     """
     with dg.DagsterInstance.get() as instance:
         model = instance.create_run_for_job(busy).run_id
@@ -30,7 +30,7 @@ def write(count: int) -> None:
         connection.row_factory = sqlite3.Row
         row = dict(connection.execute("SELECT * FROM runs WHERE run_id = ?", [model]).fetchone())
         connection.execute("DELETE FROM runs WHERE run_id = ?", [model])
-        # Dagster lists runs by the order of their rows.
+        # Dagster lists runs in the order of their rows.
         for number in reversed(range(count)):
             begin = newest - timedelta(hours=number // TOGETHER)
             _insert(connection, row, begin, begin + timedelta(seconds=60, microseconds=number + 1), number)

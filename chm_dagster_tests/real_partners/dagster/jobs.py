@@ -1,4 +1,4 @@
-"""One job for each way that a run can go. Loaded by the Dagster webserver's own environment."""
+"""One job for each way a run can end. Loaded in the environment of the Dagster webserver."""
 
 import time
 
@@ -66,5 +66,5 @@ def busy() -> None:
     load()
 
 
-# A process for each step would double what a run costs.
+# One process per step would double the cost of a run.
 defs = dg.Definitions(jobs=[succeeds, fails, runs_long, skips, recovers, busy], executor=dg.in_process_executor)

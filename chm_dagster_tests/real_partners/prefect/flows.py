@@ -1,4 +1,4 @@
-"""One flow for each way that a run can go, served by one process of the Prefect server's own environment."""
+"""One flow for each way a run can end, served by one process in the Prefect server's environment."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def stumbles() -> None:
 
 @flow
 def recovers() -> None:
-    # A retry by hand makes it the second run.
+    # A manual retry makes it the second run.
     if get_run_context().flow_run.run_count == 1:
         raise ConnectionError("the source is down")
 

@@ -1,11 +1,11 @@
-"""One DAG for each way that a run can go. Parsed and run by the Airflow server itself."""
+"""One DAG for each way a run can end. Parsed and run by the Airflow server itself."""
 
 import time
 from datetime import timedelta
 from typing import Any
 
+from airflow.exceptions import AirflowSkipException
 from airflow.sdk import dag, get_current_context, task
-from airflow.sdk.exceptions import AirflowSkipException
 
 
 @task
@@ -36,7 +36,7 @@ def stumble() -> None:
 
 @task
 def recover() -> None:
-    # A clear of the run makes it the second try.
+    # Clearing the run makes this its second try.
     if get_current_context()["ti"].try_number == 1:
         raise ConnectionError("the source is down")
 

@@ -1,0 +1,1 @@
+"""Alerting: evaluate the rules, and deliver what is to be announced."""

@@ -1,0 +1,93 @@
+"""What a page's address says: which part of the world to show. Every link of the board is made here."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from chm_dagster.domain.limits import INT_MAX
+from chm_dagster.domain.pipelines import Environment, Health
+from chm_dagster.domain.validation import did_you_mean, read_value, shown
+from chm_dagster.domain.values import clean_text
+from chm_dagster.errors import InputError
+
+CHANGES = ("regression", "still failing", "fixed", "new")
+MAX_TEXT = 100
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Filters:
+    """The filters of a page. None filters nothing; `skip` is how many rows of its list come before it."""
+
+    client: str | None = None
+    environment: str | None = None
+    health: str | None = None
+    change: str | None = None
+    text: str | None = None
+    skip: int = 0
+
+    @classmethod
+    def read(cls, query: Mapping[str, str]) -> "Filters":
+        """The filters of a query string; an empty value is none. Raises InputError, also for an unknown name."""
+        given = {name: value for name, value in query.items() if value and name not in _OF_PAGES}
+        for name in given:
+            if name not in _NAMES:
+                raise InputError(shown(name), f"unknown filter; {did_you_mean(name, _NAMES) or _KNOWN}")
+        if "environment" in given:
+            read_value(Environment, given["environment"], "environment")
+        if "health" in given:
+            read_value(Health, given["health"], "health")
+        if given.get("change", "new") not in CHANGES:
+            raise InputError("change", f"must be one of {', '.join(CHANGES)}")
+        text = given.get("q")
+        if text is not None and (len(text) > MAX_TEXT or clean_text(text) != text):
+            raise InputError("q", f"must be plain text of at most {MAX_TEXT} characters")
+        return cls(
+            given.get("client"),
+            given.get("environment"),
+            given.get("health"),
+            given.get("change"),
+            text,
+            _number(given.get("from")),
+        )
+
+    def link(self, path: str, **changes: Any) -> str:
+        """The address of a page with these filters, less its own place in a list, with some of them changed."""
+        kept = {"client": self.client, "environment": self.environment, **changes}
+        values = {_PARAMETERS.get(name, name): value for name, value in kept.items() if value}
+        return path + (f"?{urlencode(values, quote_via=quote)}" if values else "")
+
+    @property
+    def scope(self) -> dict[str, str | None]:
+        """The parameters that every question about health takes."""
+        return {"client_slug": self.client, "environment": self.environment}
+
+
+_OF_PAGES = frozenset({"id"})
+"""What names a page's subject and is no filter."""
+_PARAMETERS = {"text": "q", "skip": "from"}
+_NAMES = ("client", "environment", "health", "change", "q", "from")
+_KNOWN = f"there are {', '.join(_NAMES)}"
+
+
+def _number(text: str | None) -> int:
+    if text is None:
+        return 0
+    if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > INT_MAX:
+        raise InputError("from", "must be a whole number, not negative")
+    return int(text)
+
+
+def client_path(slug: str) -> str:
+    """The address of a client's page."""
+    return f"/clients/{quote(slug, safe='')}"
+
+
+def pipeline_path(client_slug: str, slug: str) -> str:
+    """The address of a pipeline's page."""
+    return f"{client_path(client_slug)}/{quote(slug, safe='')}"
+
+
+def run_path(client_slug: str, slug: str, run: str) -> str:
+    """The address of a run's page. Ids of runs may hold anything, slashes too."""
+    return f"{pipeline_path(client_slug, slug)}/run?{urlencode({'id': run}, quote_via=quote)}"

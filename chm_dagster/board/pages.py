@@ -1,0 +1,260 @@
+"""What each page of the board shows: one function for each, from what it reads to what its template needs.
+
+Every number comes from a query of the SQL contract (contracts/README.md lists them by page) and links to what it
+counts. Lists are cut at a fixed length, and say what is left out.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from chm_dagster.board.answers import Reading
+from chm_dagster.board.filters import CHANGES, Filters
+from chm_dagster.domain.error_text import error_summary, fingerprint
+from chm_dagster.domain.pipelines import Health, Pipeline
+from chm_dagster.domain.rules import AlertRule, RuleType
+from chm_dagster.presentation.columns import for_people, is_blind
+from chm_dagster.warehouse.named_queries import Excerpt
+from chm_dagster.warehouse.paging import MAX_LIMIT
+from chm_dagster.warehouse.warehouse import Warehouse
+
+ROWS = 50
+"""Rows of a page's main list."""
+GLANCE = 8
+"""Rows of a list that a page shows beside its main one."""
+STRIP = 40
+RUNS = 60
+MAX_COMPARED = 1_000
+"""Failing pipelines whose errors are compared: those that have failed for the longest time."""
+DAY = timedelta(days=1)
+HEALTH = tuple(str(health) for health in Health)
+"""The states of health, the worst first."""
+
+Facts = dict[str, Any]
+Page = Callable[[Reading, Filters], Facts]
+
+
+def overview(reading: Reading, filters: Filters) -> Facts:
+    """All clients, the worst first; what needs attention, what changed, and which partners cannot be read."""
+    clients = _clients(reading, filters)
+    chosen = [row for row in clients if filters.health is None or row[filters.health]]
+    return {
+        "totals": _totals(clients),
+        "clients": _part(chosen, filters.skip),
+        "attention": _people(_attention(reading, filters, GLANCE)),
+        "changes": _changes(reading, filters, GLANCE),
+        "blind": [row for row in _connections(reading, filters) if is_blind(row, reading.as_of)],
+        "shared_errors": [g for g in _error_groups(reading, filters)[0] if g["clients"] > 1 and g["fingerprint"]],
+        "undeliverable": len(reading.rows("waiting_messages", message_state="undeliverable", **filters.scope)),
+    }
+
+
+def wall(reading: Reading, filters: Filters) -> Facts:
+    """The overview for a screen that people pass by: only what fits, the worst first."""
+    clients = _clients(reading, filters)
+    return {
+        "totals": _totals(clients),
+        "clients": _part(clients, 0),
+        "attention": _people(_attention(reading, filters, GLANCE)),
+        "blind": [row for row in _connections(reading, filters) if is_blind(row, reading.as_of)],
+    }
+
+
+def pipelines(reading: Reading, filters: Filters) -> Facts:
+    """The pipelines that the filters leave, with their health and their latest run."""
+    if filters.health == Health.PAUSED:
+        return {"paused": _paused(reading, filters), "rows": None}
+    return {"rows": _latest(reading, filters), "paused": None}
+
+
+def client(reading: Reading, filters: Filters, slug: str) -> Facts:
+    """A client: its pipelines with their last runs, what changed, and its rules. Raises NotFound."""
+    found = reading.warehouse.clients.get(slug)
+    filters = _for_client(filters, found.slug)
+    totals = _totals(_clients(reading, filters))
+    strips = {row["pipeline_id"]: row for row in reading.rows("recent_runs_by_pipeline", runs=STRIP, **filters.scope)}
+    rules = reading.warehouse.rules.list(client=found.id, limit=GLANCE)
+    return {
+        "client": found,
+        "filters": filters,
+        "totals": totals,
+        "rows": _latest(reading, filters),
+        "strips": strips,
+        "changes": _changes(reading, filters, GLANCE),
+        "failures": reading.rows("failures_over_time", since=reading.now - 30 * DAY, **filters.scope)[-30:],
+        "rules": rules.items,
+        "more_rules": rules.next_cursor is not None,
+    }
+
+
+def pipeline(reading: Reading, filters: Filters, client_slug: str, slug: str) -> Facts:
+    """A pipeline: its health and why, its last runs, what is expected of it, its rules and open episodes."""
+    found = reading.warehouse.pipelines.get(f"{client_slug}/{slug}")
+    runs = reading.warehouse.runs.list(found.id, limit=RUNS)
+    rules = _rules_of(reading, found)
+    own = {"client_slug": found.client_slug, "pipeline_slug": found.slug}
+    return {
+        "pipeline": found,
+        "health": _health_of(reading, found),
+        "runs": runs.items,
+        "more_runs": runs.next_cursor is not None,
+        "longest": max((run.duration_seconds or 0 for run in runs.items), default=0),
+        "rules": rules,
+        "episodes": reading.rows("open_episodes", **own),
+        "past": reading.excerpt("past_episodes", first=GLANCE, where={}, **own),
+    }
+
+
+def run(reading: Reading, filters: Filters, client_slug: str, slug: str, run_id: str) -> Facts:
+    """One run, with its whole error. Raises NotFound."""
+    found = reading.warehouse.pipelines.get(f"{client_slug}/{slug}")
+    return {"pipeline": found, "run": reading.warehouse.runs.get(found.id, run_id)}
+
+
+def changes(reading: Reading, filters: Filters) -> Facts:
+    """What broke, what was fixed, what still fails and what is new since yesterday."""
+    return {"changes": _changes(reading, filters, ROWS), "kinds": CHANGES}
+
+
+def errors(reading: Reading, filters: Filters) -> Facts:
+    """The errors of the pipelines that are failing now, in groups of the same error; the most clients come first."""
+    groups, read, total = _error_groups(reading, filters)
+    return {"groups": _part(groups, filters.skip), "read": read, "total": total}
+
+
+def rules(reading: Reading, filters: Filters) -> Facts:
+    """The alert rules, with how many episodes each has open, and the episodes."""
+    page = reading.warehouse.rules.list(client=filters.client, limit=MAX_LIMIT)
+    episodes = reading.rows("open_episodes", **filters.scope)
+    shown = page.items[filters.skip : filters.skip + ROWS]
+    return {
+        "rules": Excerpt([rule.as_dict() for rule in shown], len(page.items), filters.skip),
+        "is_capped": page.next_cursor is not None,
+        "scopes": reading.warehouse.rules.scopes([rule.id for rule in shown]),
+        "open": Counter(row["rule_id"] for row in episodes),
+        "episodes": Excerpt(episodes[:ROWS], len(episodes)),
+        "messages": reading.excerpt("waiting_messages", first=ROWS, where={}, **filters.scope),
+    }
+
+
+def partners(reading: Reading, filters: Filters) -> Facts:
+    """How recently each connection was read, what of it cannot be read, and why."""
+    found = _connections(reading, filters)
+    return {"connections": [{**row, "blind": is_blind(row, reading.as_of)} for row in found]}
+
+
+def _for_client(filters: Filters, slug: str) -> Filters:
+    return Filters(slug, filters.environment, filters.health, filters.change, filters.text, filters.skip)
+
+
+def _clients(reading: Reading, filters: Filters) -> list[dict[str, Any]]:
+    return reading.rows("latest_status_by_client", **filters.scope)
+
+
+def _totals(clients: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    return {health: sum(row[health] for row in clients) for health in HEALTH}
+
+
+def _part(rows: list[dict[str, Any]], skip: int) -> Excerpt:
+    return Excerpt(rows[skip : skip + ROWS], len(rows), skip)
+
+
+def _people(excerpt: Excerpt) -> Excerpt:
+    return Excerpt(for_people(excerpt.rows), excerpt.total, excerpt.skipped)
+
+
+def _latest(reading: Reading, filters: Filters) -> Excerpt:
+    rows = reading.excerpt(
+        "latest_status_by_pipeline",
+        first=ROWS,
+        skip=filters.skip,
+        where={"health": filters.health},
+        text=filters.text,
+        worst_first=True,
+        **filters.scope,
+    )
+    return _people(rows)
+
+
+def _attention(reading: Reading, filters: Filters, first: int) -> Excerpt:
+    return reading.excerpt("needs_attention", first=first, where={"health": filters.health}, **filters.scope)
+
+
+def _changes(reading: Reading, filters: Filters, first: int) -> Excerpt:
+    # To the minute, so that viewers share the answer.
+    since = (reading.now - DAY).replace(second=0, microsecond=0)
+    where = {"change": filters.change}
+    return _people(
+        reading.excerpt("changed_since", first=first, skip=filters.skip, where=where, since=since, **filters.scope)
+    )
+
+
+_Groups = tuple[list[dict[str, Any]], int, int]
+
+
+def _error_groups(reading: Reading, filters: Filters) -> _Groups:
+    """Groups of failing pipelines with the same fingerprint, how many were compared, and how many fail in all."""
+    return reading.derived("error groups", filters.scope, lambda: _grouped(reading.warehouse, filters.scope))
+
+
+def _grouped(warehouse: Warehouse, scope: Mapping[str, str | None]) -> _Groups:
+    where = {"health": str(Health.FAILING)}
+    failing = warehouse.excerpt("needs_attention", first=MAX_COMPARED, where=where, **scope)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in failing.rows:
+        groups.setdefault(fingerprint(row["error_message"] or row["status_reason"]), []).append(row)
+    found: list[dict[str, Any]] = [
+        {
+            "fingerprint": text,
+            "example": error_summary(rows[0]["error_message"]) or rows[0]["status_reason"],
+            "clients": len({row["client_slug"] for row in rows}),
+            "pipelines": rows,
+            "since": min((row["health_since"] for row in rows if row["health_since"]), default=None),
+            "latest": max((row["effective_at"] for row in rows if row["effective_at"]), default=None),
+        }
+        for text, rows in groups.items()
+    ]
+    found.sort(key=lambda group: (-group["clients"], -len(group["pipelines"]), group["fingerprint"]))
+    return found, len(failing.rows), failing.total
+
+
+def _connections(reading: Reading, filters: Filters) -> list[dict[str, Any]]:
+    return reading.rows("connections", **filters.scope)
+
+
+def _paused(reading: Reading, filters: Filters) -> Facts:
+    page = reading.warehouse.pipelines.list(
+        client=filters.client, environment=filters.environment, active=False, limit=ROWS
+    )
+    return {"items": page.items, "more": page.next_cursor is not None}
+
+
+def _health_of(reading: Reading, found: Pipeline) -> dict[str, Any] | None:
+    """The row of the health question about one pipeline; None if it is disabled."""
+    of_client = reading.excerpt(
+        "latest_status_by_pipeline",
+        first=1,
+        where={"pipeline_slug": found.slug},
+        client_slug=found.client_slug,
+        environment=None,
+    )
+    return next(iter(for_people(of_client.rows)), None)
+
+
+def _rules_of(reading: Reading, found: Pipeline) -> list[tuple[AlertRule, str]]:
+    """The rules of a pipeline and of its client, each with why it does not apply; empty if it does."""
+    rules = reading.warehouse.rules.list(client=found.client_id, limit=MAX_LIMIT).items
+    own = [rule for rule in rules if rule.pipeline_id == found.id]
+    replaced = {rule.rule_type for rule in own if rule.is_enabled}
+    of_client = [rule for rule in rules if rule.pipeline_id is None]
+    return [
+        *((rule, "" if rule.is_enabled else "disabled") for rule in own),
+        *((rule, _why_not(rule, replaced)) for rule in of_client),
+    ]
+
+
+def _why_not(rule: AlertRule, replaced: set[RuleType]) -> str:
+    if not rule.is_enabled:
+        return "disabled"
+    return "replaced by the pipeline's own rule" if rule.rule_type in replaced else ""

@@ -1,1 +1,0 @@
-"""What the ledger says about the health of clients."""

@@ -1,1 +1,0 @@
-"""From partners to the ledger, one partition for each pipeline."""

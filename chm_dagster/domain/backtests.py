@@ -1,0 +1,332 @@
+"""Back-tests: what a rule would have said over the last days. Pure.
+
+Each pipeline is played with the `spans_of`, `verdict` and `follow` of live evaluation. Episodes change only where a
+span begins or ends, or a reminder is due: only those moments are looked at, on the grid of live evaluations.
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Annotated, Any, TypeAlias
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, Strict
+
+from chm_dagster.domain.alerts import (
+    Condition,
+    Coverage,
+    Episode,
+    Evidence,
+    Expectations,
+    Finding,
+    Notice,
+    NoticeKind,
+    PastEpisode,
+    RunFact,
+    Span,
+)
+from chm_dagster.domain.episodes import follow
+from chm_dagster.domain.evaluation import spans_of, verdict
+from chm_dagster.domain.fields import Count, PositiveMinutes, Reference
+from chm_dagster.domain.nouns import New
+from chm_dagster.domain.rules import RuleType
+
+EVERY = timedelta(seconds=30)
+"""How often live evaluation looks."""
+MAX_DAYS = 90
+SHORT = timedelta(minutes=15)
+"""An episode that is over sooner probably needed nobody."""
+NOISIEST, LATEST = 10, 50
+"""How many pipelines and episodes a back-test lists."""
+NOT_CONSIDERED = (
+    "When runs became known: each is taken as known when it began or ended, so live messages come later by the time"
+    " until the next sync.",
+    "When partners could not be read or CHM was stopped: that is not stored. The share of unknown time is the least"
+    " that it can have been.",
+    "Former schedules, limits and time zones, mutes, maintenance and acknowledgements: the present expectations apply"
+    " to the whole time.",
+)
+"""What the past cannot show."""
+_REMINDERS = (timedelta(hours=1), timedelta(hours=4))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Played:
+    """What a rule would have said about one pipeline. `heard` are the moments of its notices."""
+
+    over: tuple[PastEpisode, ...]
+    open: tuple[Episode, ...]
+    heard: tuple[tuple[datetime, Notice], ...]
+    spans: tuple[Span, ...]
+    unknown: timedelta
+
+    @property
+    def episodes(self) -> Iterator[tuple[Episode, datetime | None]]:
+        """Each episode, the earliest first, and when it was over; None: it is still open."""
+        yield from ((past.episode, past.until or past.over_at) for past in self.over)
+        yield from ((episode, None) for episode in self.open)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stretch:
+    """The time of a back-test; live evaluation looks every `every`, from `since` on."""
+
+    since: datetime
+    until: datetime
+    every: timedelta = EVERY
+
+    def look(self, moment: datetime) -> datetime:
+        """When evaluation first looks at or after this moment."""
+        return self.since + max(0, math.ceil((moment - self.since) / self.every)) * self.every
+
+
+def play(
+    rule_id: UUID,
+    condition: Condition,
+    pipeline: Expectations,
+    runs: Sequence[RunFact],
+    coverage: Coverage,
+    stretch: Stretch,
+) -> Played:
+    """What the rule would have said, had each run been known when it began or ended.
+
+    `runs` are those since the last success before the stretch, and since a window before it.
+    """
+    spans = [
+        span
+        for span in spans_of(condition, pipeline, runs, coverage, stretch.until)
+        if span.until is None or span.until > stretch.since
+    ]
+    episodes: tuple[Episode, ...] = ()
+    heard: list[tuple[datetime, Notice]] = []
+    over: list[PastEpisode] = []
+    for moment in _moments(spans, stretch):
+        seen = [_as_of(span, moment) for span in spans if span.since <= moment]
+        covered = dataclasses.replace(
+            coverage, known_through=coverage.known_through and min(coverage.known_through, moment)
+        )
+        said = verdict(condition, pipeline, runs, covered, moment, seen)
+        followed = follow(rule_id, condition, episodes, {pipeline.pipeline_id: Finding(said, seen, runs)}, moment)
+        episodes = followed.episodes
+        over += followed.over
+        heard += [(moment, notice) for notice in followed.notices]
+    return Played(tuple(over), episodes, tuple(heard), tuple(spans), _unknown(pipeline, runs, coverage, stretch))
+
+
+def _as_of(span: Span, moment: datetime) -> Span:
+    return span if span.until is None or span.until <= moment else dataclasses.replace(span, until=None)
+
+
+def _moments(spans: Iterable[Span], stretch: Stretch) -> list[datetime]:
+    """When something may have changed: a span began or ended, or a reminder was due."""
+    found: set[datetime] = set()
+    for span in spans:
+        begin, end = stretch.look(span.since), stretch.look(span.until) if span.until else stretch.until
+        if span.until is not None and begin >= span.until:
+            continue
+        found |= {begin, end}
+        days = (timedelta(days=day) for day in range(1, max(0, (end - begin).days) + 1))
+        found |= {due for wait in (*_REMINDERS, *days) if (due := stretch.look(begin + wait)) < end}
+    return sorted(moment for moment in found if moment <= stretch.until)
+
+
+def _unknown(pipeline: Expectations, runs: Sequence[RunFact], coverage: Coverage, stretch: Stretch) -> timedelta:
+    """For how long nothing is known: before the pipeline existed, while it was not heard, since it was last read."""
+    if coverage.known_through is None or coverage.gone:
+        return stretch.until - stretch.since
+    begin = min([pipeline.created_at, *(run.effective_at for run in runs)])
+    lost = [(stretch.since, begin), *coverage.gaps, (coverage.known_through, stretch.until)]
+    total, reached = timedelta(0), stretch.since
+    for start, end in sorted(lost):
+        start, end = max(start, reached), min(end, stretch.until)
+        if start < end:
+            total, reached = total + (end - start), end
+    return total
+
+
+def fault_at(condition: Condition, evidence: Evidence, runs: Mapping[str, RunFact]) -> datetime | None:
+    """When the trouble began at the source; None if it cannot be said.
+
+    The end of the first failed run that counted, the start of the run that takes too long, the slot that was missed, or
+    the success before those that did not come.
+    """
+    match condition.rule_type:
+        case RuleType.MISSED_RUN:
+            return evidence.slot
+        case RuleType.NO_SUCCESS_IN_WINDOW:
+            return evidence.last_success
+        case kind:
+            first = runs.get(evidence.runs[0]) if evidence.runs else None
+            if first is None:
+                return None
+            return first.started_at if kind is RuleType.RUNNING_TOO_LONG else first.settled_at
+
+
+# --- what people read ------------------------------------------------------------------------------------------------
+
+
+Days = Annotated[int, Strict(), Field(ge=1, le=MAX_DAYS)]
+
+
+class BackTestRequest(New):
+    """What to test: the condition of a rule as it might be, and the time. What is left out is the rule's own."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"rule_type": "on_failure", "client_id": "acme"}]})
+
+    rule_type: RuleType | None = Field(None, description="What is watched.")
+    threshold: Count | None = Field(None, description="How many failures it takes.")
+    window_minutes: PositiveMinutes | None = Field(None, description="The length of the window in minutes.")
+    client_id: Reference | None = Field(None, description="The pipelines of this client: its id or slug.")
+    pipeline_id: Reference | None = Field(None, description="This pipeline only: its id or `client/pipeline`.")
+    days: Days = Field(30, description="How many days back, 30 by default.")
+
+
+class _Result(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class NoisyPipeline(_Result):
+    """How often a pipeline would have alerted."""
+
+    pipeline: str = Field(examples=["acme/orders"])
+    episodes: int
+    open_minutes: float = Field(description="For how long they were open, together.")
+
+
+class BackTestEpisode(_Result):
+    """An episode that the rule would have opened."""
+
+    pipeline: str = Field(examples=["acme/orders"])
+    since: datetime = Field(description="When it began, in the source's time.")
+    until: datetime | None = Field(description="When it was over; null: it is still open.")
+    announced_at: datetime = Field(description="When the message would have been written.")
+    failures: int = Field(description="How many runs or missed slots counted.")
+
+
+class Difference(_Result):
+    """How the tested condition differs from the rule as it is now."""
+
+    episodes_now: int = Field(description="How many episodes the rule as it is now would have opened.")
+    messages_now: int = Field(description="How many messages it would have sent.")
+    added: int = Field(description="Tested episodes at times at which the rule as it is now was silent.")
+    removed: int = Field(description="Episodes of the rule as it is now at times at which the tested one was silent.")
+
+
+class BackTest(_Result):
+    """What a rule would have said over the last days."""
+
+    condition: str = Field(description="Type, threshold and window.", examples=["consecutive_failures/3/"])
+    since: datetime
+    until: datetime
+    pipelines: int = Field(description="How many pipelines it would have watched.")
+    episodes: int = Field(description="How many episodes it would have opened.")
+    still_open: int = Field(description="How many of them are still open.")
+    short_episodes: int = Field(description="How many of them were over within 15 minutes.")
+    notices: dict[NoticeKind, int] = Field(description="What it would have announced, by kind.")
+    messages: int = Field(description="How many messages: one for all notices of an evaluation.")
+    delay_minutes_p50: float | None = Field(
+        description="Half of the episodes were announced so soon after the fault at the source; null: it is not known."
+    )
+    delay_minutes_p95: float | None = Field(description="The same for 95 of 100.")
+    unknown_share: float = Field(description="The share of the time of all pipelines of which nothing is known.")
+    noisiest: list[NoisyPipeline] = Field(description="The pipelines with most episodes, ten at most.")
+    latest: list[BackTestEpisode] = Field(description="The latest episodes, fifty at most.")
+    difference: Difference | None = Field(description="Null unless a rule is tested with other parameters.")
+    not_considered: list[str] = Field(description="What the past cannot show.")
+
+
+Interval: TypeAlias = tuple[datetime, datetime | None]
+
+
+@dataclasses.dataclass(slots=True)
+class Tally:
+    """Adds up what was played, pipeline by pipeline."""
+
+    condition: Condition
+    stretch: Stretch
+    pipelines: int = 0
+    short: int = 0
+    still_open: int = 0
+    unknown: timedelta = timedelta(0)
+    notices: Counter[NoticeKind] = dataclasses.field(default_factory=Counter)
+    moments: set[datetime] = dataclasses.field(default_factory=set)
+    delays: list[float] = dataclasses.field(default_factory=list)
+    noisy: list[NoisyPipeline] = dataclasses.field(default_factory=list)
+    found: list[BackTestEpisode] = dataclasses.field(default_factory=list)
+
+    def add(self, key: str, played: Played, runs: Iterable[RunFact]) -> list[Interval]:
+        """Count what was played for the pipeline of this key; returns when its episodes were open."""
+        self.pipelines += 1
+        self.unknown += played.unknown
+        for moment, notice in played.heard:
+            self.notices[notice.kind] += 1
+            self.moments.add(moment)
+        by_id = {run.run: run for run in runs} if played.heard else {}
+        minutes, intervals = 0.0, []
+        for episode, until in played.episodes:
+            intervals.append((episode.since, until))
+            minutes += _minutes((until or self.stretch.until) - max(episode.since, self.stretch.since))
+            self.short += until is not None and until - episode.since < SHORT
+            self.still_open += until is None
+            self._note(key, episode, until, fault_at(self.condition, episode.evidence, by_id))
+        if intervals:
+            self.noisy.append(NoisyPipeline(pipeline=key, episodes=len(intervals), open_minutes=round(minutes, 1)))
+        return intervals
+
+    def _note(self, key: str, episode: Episode, until: datetime | None, fault: datetime | None) -> None:
+        if fault is not None and episode.since >= self.stretch.since:
+            self.delays.append(_minutes(episode.opened_at - fault))
+        self.found.append(
+            BackTestEpisode(
+                pipeline=key,
+                since=episode.since,
+                until=until,
+                announced_at=episode.opened_at,
+                failures=episode.evidence.count,
+            )
+        )
+
+    def result(self, difference: Difference | None = None) -> BackTest:
+        """The back-test of all pipelines that were added."""
+        whole = (self.stretch.until - self.stretch.since) * self.pipelines
+        fields: dict[str, Any] = {name: _percentile(self.delays, share) for name, share in _PERCENTILES.items()}
+        return BackTest(
+            condition=str(self.condition),
+            since=self.stretch.since,
+            until=self.stretch.until,
+            pipelines=self.pipelines,
+            episodes=len(self.found),
+            still_open=self.still_open,
+            short_episodes=self.short,
+            notices={kind: self.notices[kind] for kind in NoticeKind if self.notices[kind]},
+            messages=len(self.moments),
+            unknown_share=round(self.unknown / whole, 4) if whole else 1.0,
+            noisiest=sorted(self.noisy, key=lambda noisy: (-noisy.episodes, noisy.pipeline))[:NOISIEST],
+            latest=sorted(self.found, key=lambda one: (one.since, one.pipeline), reverse=True)[:LATEST],
+            difference=difference,
+            not_considered=list(NOT_CONSIDERED),
+            **fields,
+        )
+
+
+_PERCENTILES = {"delay_minutes_p50": 0.5, "delay_minutes_p95": 0.95}
+
+
+def silent(these: Iterable[Interval], others: Sequence[Interval]) -> int:
+    """How many of these episodes overlap none of the others."""
+    return sum(not any(_overlap(one, other) for other in others) for one in these)
+
+
+def _overlap(one: Interval, other: Interval) -> bool:
+    return (one[1] is None or other[0] < one[1]) and (other[1] is None or one[0] < other[1])
+
+
+def _minutes(span: timedelta) -> float:
+    return span / timedelta(minutes=1)
+
+
+def _percentile(values: Sequence[float], share: float) -> float | None:
+    """The smallest value that so large a share of all does not exceed."""
+    return round(sorted(values)[math.ceil(share * len(values)) - 1], 1) if values else None

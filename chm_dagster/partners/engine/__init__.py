@@ -1,0 +1,1 @@
+"""The partner engine: reads the runs of any REST or GraphQL API that a configuration describes."""

@@ -1,0 +1,1 @@
+"""Clients, pipelines and alert rules, and how people refer to them."""

@@ -1,0 +1,91 @@
+"""The board as a browser gets it: served on a socket, over a real database."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from chm_dagster.api.app import create_app
+from chm_dagster.board.answers import Answers
+from chm_dagster.serving import serve_in_thread
+from chm_dagster.warehouse.engine import Engine
+from chm_dagster.warehouse.warehouse import Warehouse
+from chm_dagster_tests.conftest import emptied
+from chm_dagster_tests.contracts.histories import watch
+
+TOKEN = "a-token-of-the-tests"
+RUN = "/clients/acme/orders/run?id=run-11"
+PAGES = (
+    *(
+        "/",
+        "/wall",
+        "/pipelines",
+        "/changes",
+        "/errors",
+        "/rules",
+        "/partners",
+        "/clients/acme",
+        "/clients/acme/orders",
+        RUN,
+    ),
+    *("/pipelines?health=paused", "/?health=late&environment=prod", "/nowhere-in-particular/../clients/none", "/?x=1"),
+)
+"""Every page, also those that say why there is nothing to show."""
+
+
+@pytest.fixture
+def engine(shared_engine: sa.Engine) -> sa.Engine:
+    """An engine on a migrated, empty database."""
+    return emptied(shared_engine)
+
+
+@pytest.fixture
+def warehouse(engine: Engine) -> Warehouse:
+    return Warehouse(engine)
+
+
+def served(warehouse: Warehouse, token: str | None = None) -> AbstractContextManager[str]:
+    """A server that keeps no answers: what a test has just changed shows at once."""
+    app = create_app(warehouse, token=token)
+    app.state.answers = Answers(warehouse, costly=float("inf"))
+    return serve_in_thread(app)
+
+
+def browser(url: str) -> httpx.Client:
+    return httpx.Client(base_url=url, headers={"Accept": "text/html"}, trust_env=False, timeout=30)
+
+
+@pytest.fixture
+def board(warehouse: Warehouse) -> Iterator[httpx.Client]:
+    """The board of a server without a token."""
+    with served(warehouse) as url, browser(url) as client:
+        yield client
+
+
+@pytest.fixture
+def busy(engine: Engine) -> Engine:
+    """Clients in every state of health."""
+    watch(engine, "SSSFSSSFSSSF", "orders", "Acme")
+    watch(engine, "SSS", "stock", "Acme")
+    watch(engine, "SSR", "sales", "Bolt")
+    watch(engine, "", "idle", "Cove")
+    watch(engine, "FFFF", "items", "Dune")
+    watch(engine, "SSSS", "bills", "Dune")
+    change(engine, "stock", "due_at = now() - interval '3 hours', schedule_cron = '0 * * * *'")
+    # It started an hour ago, and what did not happen is known with a delay.
+    change(engine, "sales", "max_runtime_minutes = 5")
+    change(engine, "items", "is_active = false")
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "DELETE FROM runs WHERE effective_at >= (SELECT due_at - interval '1 hour' FROM pipelines WHERE slug = 'stock') AND pipeline_id = (SELECT id FROM pipelines WHERE slug = 'stock')"
+            )
+        )
+    return engine
+
+
+def change(engine: Engine, slug: str, assignments: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"UPDATE pipelines SET {assignments} WHERE slug = :slug"), {"slug": slug})

@@ -1,0 +1,194 @@
+"""The generated Grafana dashboards: in step with the contract, well formed, and each statement runs as the BI role."""
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+import yaml
+
+from chm_dagster.presentation.grafana import COLORS, DASHBOARDS, FOLDER, SOURCE, WITHOUT_PANEL, build, dashboard
+from chm_dagster.shipped import checkout
+from chm_dagster.warehouse.named_queries import ask, queries
+from chm_dagster.warehouse.roles import BI, apply_roles
+from chm_dagster_tests.contracts.histories import DAY, NOW, watch
+
+ROOT = checkout()
+assert ROOT is not None
+SINCE, UNTIL = NOW - 7 * DAY, NOW + timedelta(minutes=5)
+PANEL_TYPES = {"table", "timeseries", "barchart", "stat"}
+UNITS = {"percentunit", "s", "dateTimeAsIso"}
+Dashboard = dict[str, Any]
+
+
+def filled(text: str, **variables: str) -> str:
+    """A statement as Grafana sends it: macros and variables in place. Raises ValueError for one that is left."""
+    text = text.replace("$__timeFrom()", f"'{SINCE.isoformat()}'").replace("$__timeTo()", f"'{UNTIL.isoformat()}'")
+
+    def value(found: re.Match[str]) -> str:
+        return "'" + variables.get(found[1], "").replace("'", "''") + "'"
+
+    text = re.sub(r"\$\{(\w+):sqlstring\}", value, text)
+    if "$" in text:
+        raise ValueError(f"a macro or variable is not known: {text[text.index('$') :][:40]}")
+    return text
+
+
+def problems(board: Dashboard) -> Iterator[str]:
+    """What Grafana's own schema does not notice."""
+    names = {variable["name"] for variable in board["templating"]["list"]}
+    taken: dict[tuple[int, int], int] = {}
+    ids = [panel["id"] for panel in board["panels"]]
+    if len(ids) != len(set(ids)):
+        yield "two panels have one id"
+    for panel in board["panels"]:
+        title, place = panel["title"], panel["gridPos"]
+        if panel["type"] not in PANEL_TYPES:
+            yield f"{title}: unknown type {panel['type']}"
+        if place["x"] + place["w"] > 24:
+            yield f"{title}: too wide"
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                if taken.setdefault((x, y), panel["id"]) != panel["id"]:
+                    yield f"{title}: overlaps another panel"
+        if not panel["description"] or not panel["fieldConfig"]["defaults"].get("noValue"):
+            yield f"{title}: no description or no empty state"
+        for target in panel["targets"]:
+            if target["datasource"] != SOURCE or panel["datasource"] != SOURCE:
+                yield f"{title}: another data source"
+            if not target.get("rawSql"):
+                yield f"{title}: no statement"
+                continue
+            for name in re.findall(r"\$\{(\w+):", target["rawSql"]):
+                if name not in names:
+                    yield f"{title}: no variable {name}"
+        for override in panel["fieldConfig"]["overrides"]:
+            for p in override["properties"]:
+                if p["id"] == "unit" and p["value"] not in UNITS:
+                    yield f"{title}: unknown unit {p['value']}"
+                for link in p["value"] if p["id"] == "links" else ():
+                    target = re.match(r"/d/([\w-]+)", link["url"])
+                    if target and target[1] not in DASHBOARDS:
+                        yield f"{title}: a link to {target[1]}, which does not exist"
+
+
+def test_the_files_are_those_that_the_contract_gives() -> None:
+    assert ROOT is not None
+    found = {f"{FOLDER}/dashboards/{p.name}": p.read_text() for p in (ROOT / FOLDER / "dashboards").glob("*.json")}
+    assert found == build(), "run `python -m chm_dagster.presentation.grafana`"
+
+
+def test_every_query_has_a_panel_or_a_reason_for_none() -> None:
+    shown = [panel.query for _, panels in DASHBOARDS.values() for panel in panels]
+    assert len(shown) == len(set(shown))
+    assert set(shown) | set(WITHOUT_PANEL) == set(queries())
+    assert not set(shown) & set(WITHOUT_PANEL)
+    assert all(reason.endswith(".") for reason in WITHOUT_PANEL.values())
+
+
+@pytest.mark.parametrize("uid", DASHBOARDS)
+def test_a_dashboard_is_well_formed(uid: str) -> None:
+    assert list(problems(dashboard(uid))) == []
+
+
+def test_the_source_is_the_provisioned_one_with_few_connections_and_no_password() -> None:
+    assert ROOT is not None
+    text = (ROOT / FOLDER / "provisioning" / "datasources" / "chm.yaml").read_text()
+    (source,) = yaml.safe_load(text)["datasources"]
+    assert (source["uid"], source["type"], source["user"]) == (SOURCE["uid"], SOURCE["type"], BI)
+    assert source["jsonData"]["maxOpenConns"] <= 5 and source["editable"] is False
+    assert source["secureJsonData"] == {"password": "$CHM_BI_POSTGRES_PASSWORD"}
+
+
+def test_the_page_lists_every_panel() -> None:
+    assert ROOT is not None
+    text = (ROOT / "docs" / "dashboards.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (.+?) \| (.+?) \| `(\w+)` \|$", text, re.MULTILINE)
+    assert listed == [(title, p.title, p.query) for title, panels in DASHBOARDS.values() for p in panels]
+
+
+def test_every_health_state_has_a_colour() -> None:
+    assert {"failing", "late", "overrunning", "unknown", "healthy"} <= set(COLORS)
+
+
+# --- statements ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reader(engine: sa.Engine, database_url: str) -> Iterator["psycopg.Connection[dict[str, Any]]"]:
+    """A session as the BI role on a ledger with two clients."""
+    watch(engine, "SFSFSFSFSFSF", "orders")
+    watch(engine, "SSSSF", "stock", "Bolt")
+    watch(engine, [], "idle")
+    apply_roles(engine, {BI: "reader"})
+    url = f"postgresql://{BI}:reader@{database_url.split('@', 1)[1]}"
+    with psycopg.connect(url, row_factory=psycopg.rows.dict_row, options="-c timezone=UTC") as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("client", ["", "acme"])
+def test_every_panel_shows_what_the_contract_answers(
+    client: str, engine: sa.Engine, reader: "psycopg.Connection[dict[str, Any]]"
+) -> None:
+    for uid, (_, panels) in DASHBOARDS.items():
+        for panel, shown in zip(panels, dashboard(uid)["panels"], strict=True):
+            query = queries()[panel.query]
+            given: dict[str, Any] = {"client_slug": client or None, "since": SINCE, "until": UNTIL}
+            wanted = ask(engine, query.name, **{p.name: given[p.name] for p in query.parameters if p.name in given})
+            found = reader.execute(filled(shown["targets"][0]["rawSql"], client=client).encode()).fetchall()
+            reader.rollback()
+            moving = {column.name for column in query.columns if column.name == "failing_seconds"}
+            assert [without(row, moving) for row in found] == [without(row, moving) for row in wanted], query.name
+
+
+def without(row: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}
+
+
+# --- deliberate mistakes ---------------------------------------------------------------------------------------------------
+
+
+def first(board: Dashboard) -> dict[str, Any]:
+    panel: dict[str, Any] = board["panels"][0]
+    return panel
+
+
+MISTAKES: dict[str, Callable[[Dashboard], Any]] = {
+    "unknown type": lambda d: first(d).update(type="tabel"),
+    "one id": lambda d: first(d).update(id=2),
+    "too wide": lambda d: first(d)["gridPos"].update(w=25),
+    "overlaps": lambda d: first(d)["gridPos"].update(w=13),
+    "no description": lambda d: first(d).update(description=""),
+    "no empty state": lambda d: first(d)["fieldConfig"]["defaults"].pop("noValue"),
+    "another data source": lambda d: first(d).update(datasource={"type": "postgres", "uid": "other"}),
+    "another data source of the target": lambda d: first(d)["targets"][0].update(datasource={"uid": "chmm"}),
+    "no statement": lambda d: first(d)["targets"][0].update(rawSql=""),
+    "no variable": lambda d: d["templating"]["list"].pop(0),
+    "unknown unit": lambda d: first(d)["fieldConfig"]["overrides"].append(
+        {"matcher": {}, "properties": [{"id": "unit", "value": "percentunits"}]}
+    ),
+    "a link to": lambda d: first(d)["fieldConfig"]["overrides"].append(
+        {"matcher": {}, "properties": [{"id": "links", "value": [{"url": "/d/chm-clients"}]}]}
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_dashboard_is_noticed(mistake: str) -> None:
+    board = copy.deepcopy(dashboard("chm-overview"))
+    MISTAKES[mistake](board)
+    assert mistake.removesuffix(" of the target") in " ".join(problems(board))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("ORDER BY", "ODER BY"), ("h.health", "h.helth"), ("$__timeFrom()", "$__timeFrm()")]
+)
+def test_a_mistake_in_a_statement_is_noticed(old: str, new: str, reader: "psycopg.Connection[dict[str, Any]]") -> None:
+    statements = [panel["targets"][0]["rawSql"] for panel in dashboard("chm-overview")["panels"]]
+    (spoiled, *_) = (text.replace(old, new) for text in statements if old in text)
+    with pytest.raises((psycopg.Error, ValueError)):
+        reader.execute(filled(spoiled).encode())
