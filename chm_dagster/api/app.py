@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from chm_dagster.api import alerts, errors, health, lineage, openapi, operations, pages, reports
 from chm_dagster.api.admission import Authentication, HeadRequests, Limits
-from chm_dagster.api.inventory import alert_rules, clients, pipelines
+from chm_dagster.api.inventory import alert_rules, back_tests, clients, pipelines
 from chm_dagster.api.operations import Observer, registry_for
 from chm_dagster.api.runs import heartbeats, runs
 from chm_dagster.board.answers import Answers
@@ -33,6 +33,7 @@ ROUTERS = (
     pipelines,
     runs,
     alert_rules,
+    back_tests,
     alerts.router,
     reports.router,
     health.router,

@@ -148,7 +148,10 @@ def create_alert_rule(sent: NewAlertRule, ledger: Ledger) -> AlertRule:
     return ledger.rules.create(sent)
 
 
-@alert_rules.post("/test", response_model=BackTest, responses=documented(400, 404))
+back_tests = APIRouter(prefix="/api/v1/back_tests", tags=["alert rules"])
+
+
+@back_tests.post("", response_model=BackTest, responses=documented(400, 404))
 def test_new_alert_rule(sent: BackTestRequest, ledger: Ledger) -> BackTest:
     """Test a rule that does not exist: what it would have said over the last days. Nothing is stored or sent."""
     return back_test(ledger, sent, datetime.now(UTC))

@@ -24,7 +24,7 @@ from typing_extensions import TypedDict
 from chm_dagster.domain import limits
 from chm_dagster.domain.fields import RELATIVE_PATTERN, Line, now_of, read_time
 from chm_dagster.domain.schedule import Cron, TimeZone, slots_of
-from chm_dagster.domain.validation import Problem, issue, refusal
+from chm_dagster.domain.validation import Problem, issue, refusal, shown
 from chm_dagster.domain.values import believable, kind
 from chm_dagster.errors import InputError
 
@@ -117,7 +117,7 @@ def _place(location: tuple[int | str, ...]) -> list[str]:
     if not location:
         return []
     number, *names = location
-    return [f"window {int(number) + 1}", *(str(name) for name in names[:1])]
+    return [f"window {int(number) + 1}", *(shown(name) for name in names[:1])]
 
 
 _Windows = Annotated[list[Annotated[MaintenanceWindow, AfterValidator(_whole)]], Field(max_length=MAX_WINDOWS)]

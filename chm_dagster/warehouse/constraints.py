@@ -62,6 +62,7 @@ BROKEN: Mapping[str, Broken] = {
     "ck_clients_timezone_trimmed": _refused("timezone", _TRIMMED),
     "ck_clients_report_email_trimmed": _refused("report_email", _TRIMMED),
     "ck_clients_maintenance_is_a_list": _refused("maintenance", "must be a list"),
+    "ck_clients_reports_by_period": _refused("reports", "must be an object whose keys are periods"),
     "ck_clients_maintenance_calendar_has_entries": _refused("maintenance_calendar", "must have a list of entries"),
     "pk_pipelines": _taken("id", _ID),
     "fk_pipelines_client_id": _gone("the client does not exist"),

@@ -84,7 +84,7 @@ def test_a_rule_is_tested_over_the_last_days(failing: httpx.Client) -> None:
     found = failing.post(f"/api/v1/alert_rules/{rule['id']}/test", json=changed).json()
     assert (found["episodes"], found["difference"]["removed"]) == (0, 1)
     new = {"rule_type": "on_failure", "client_id": "acme"}
-    assert failing.post("/api/v1/alert_rules/test", json=new).json()["messages"] == 1
-    assert failing.post("/api/v1/alert_rules/test", json={}).status_code == 400
-    assert failing.post("/api/v1/alert_rules/test", json={**new, "client_id": "nobody"}).status_code == 404
+    assert failing.post("/api/v1/back_tests", json=new).json()["messages"] == 1
+    assert failing.post("/api/v1/back_tests", json={}).status_code == 400
+    assert failing.post("/api/v1/back_tests", json={**new, "client_id": "nobody"}).status_code == 404
     assert failing.post("/api/v1/alert_rules/0197a000-0000-7000-8000-000000000001/test", json={}).status_code == 404

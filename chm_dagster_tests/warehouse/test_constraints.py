@@ -1,6 +1,7 @@
 """The database has the last word, and its errors name the field."""
 
 from collections.abc import Callable
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
@@ -129,6 +130,7 @@ METHODS: list[tuple[str, Callable[[Warehouse], object]]] = [
     ("rules.delete", lambda w: w.rules.delete(SOMEBODY)),
     ("rules.disable", lambda w: w.rules.disable(SOMEBODY)),
     ("rules.list", lambda w: w.rules.list()),
+    ("rules.scopes", lambda w: w.rules.scopes([UUID(SOMEBODY)])),
     ("ask", lambda w: w.ask("failing_now")),
 ]
 
