@@ -465,11 +465,25 @@ SABOTEURS = (
         "alerting/test_delivering.py::test_what_fails_is_tried_again_with_growing_waits_under_the_same_id",
     ),
     Saboteur(
-        "alerts: a deleted rule takes no line of another one away",
-        "warehouse/alerts.py",
+        "alerts: a purged rule takes no line of another one away",
+        "warehouse/episodes.py",
         "in message.parts().items():",
         "in [(message.items[0].rule_id, message)]:",
-        "alerting/test_outbox.py::test_who_deletes_a_rule_takes_no_line_of_another_rule_away",
+        "alerting/test_outbox.py::test_who_purges_a_client_takes_no_line_of_another_rule_away",
+    ),
+    Saboteur(
+        "alerts: the end of an episode is announced when its rule is deleted",
+        "warehouse/inventory/rules.py",
+        "WHERE id = :id AND episodes = '[]' AND outbox = '[]'",
+        "WHERE id = :id",
+        "alerting/test_evaluating.py::test_the_end_of_an_episode_is_announced_when_its_rule_is_deleted",
+    ),
+    Saboteur(
+        "alerts: nobody is flooded",
+        "alerting/evaluating.py",
+        "is_muted=rule.receiver in held or (",
+        "is_muted=(",
+        "alerting/test_evaluating.py::test_a_receiver_that_has_had_enough_gets_the_rest_in_one_message",
     ),
     Saboteur(
         "alerts: a silent channel delays no other one",

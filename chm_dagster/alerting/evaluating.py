@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from uuid import UUID
+
+import msgspec
 
 from chm_dagster.domain.alerts import (
     Condition,
@@ -16,13 +18,15 @@ from chm_dagster.domain.alerts import (
     Names,
     Notice,
     NoticeKind,
+    Receiver,
     State,
     Verdict,
 )
 from chm_dagster.domain.episodes import follow
+from chm_dagster.domain.error_text import fingerprint
 from chm_dagster.domain.evaluation import spans_of, verdict
 from chm_dagster.domain.maintenance import is_open
-from chm_dagster.domain.messages import Item, grouped
+from chm_dagster.domain.messages import OPENINGS_WITHIN, SAME_ERROR_WITHIN, Item, Openings, grouped
 from chm_dagster.domain.rules import Channel, RuleType
 from chm_dagster.warehouse.alerts import MAX_FAILURES, Evaluation, RuleState, Situation, Subject, evaluation
 from chm_dagster.warehouse.engine import Engine
@@ -61,8 +65,13 @@ def evaluate_rules(engine: Engine, now: datetime | None = None) -> EvaluationRep
             return None
         situation = current.situation()
         followed = {rule_id: _follow(rule, situation) for rule_id, rule in situation.rules.items()}
+        openings = _openings(current, situation, followed)
+        held = {receiver for receiver, before in openings.items() if before.held_until(current.now)}
+        followed |= {
+            rule.id: _follow(rule, situation, held) for rule in situation.rules.values() if rule.receiver in held
+        }
         announced = [(rule_id, notice) for rule_id, after in followed.items() for notice in after.notices]
-        messages = grouped(_items(current, situation, announced), current.now)
+        messages = grouped(_items(current, situation, followed), current.now, openings)
         changed = {
             rule_id: after.episodes
             for rule_id, after in followed.items()
@@ -80,7 +89,19 @@ def evaluate_rules(engine: Engine, now: datetime | None = None) -> EvaluationRep
     )
 
 
-def _follow(rule: RuleState, situation: Situation) -> Followed:
+def _openings(
+    current: Evaluation, situation: Situation, followed: Mapping[UUID, Followed]
+) -> Mapping[Receiver, Openings]:
+    """Of each receiver who would be notified of something new: what it was notified of lately."""
+    new = {
+        situation.rules[rule_id].receiver
+        for rule_id, after in followed.items()
+        if any(notice.kind is NoticeKind.OPENED for notice in after.notices)
+    }
+    return current.openings(current.now - OPENINGS_WITHIN) if new else {}
+
+
+def _follow(rule: RuleState, situation: Situation, held: Collection[Receiver] = ()) -> Followed:
     findings = {
         pipeline_id: _finding(rule, situation.subjects[pipeline_id], situation.now)
         for pipeline_id in sorted(situation.candidates.get(rule.id, ()))
@@ -93,8 +114,8 @@ def _follow(rule: RuleState, situation: Situation) -> Followed:
         findings,
         situation.now,
         ended=situation.ended.get(rule.id),
-        receiver=(rule.channel, rule.destination),
-        is_muted=rule.muted_until is not None and rule.muted_until > situation.now,
+        receiver=rule.receiver,
+        is_muted=rule.receiver in held or (rule.muted_until is not None and rule.muted_until > situation.now),
     )
     return dataclasses.replace(followed, episodes=tuple(_named(episode, situation) for episode in followed.episodes))
 
@@ -121,18 +142,43 @@ def _is_cut(condition: Condition, complete_from: datetime | None, now: datetime)
 
 
 def _items(
-    current: Evaluation, situation: Situation, announced: Iterable[tuple[UUID, Notice]]
+    current: Evaluation, situation: Situation, followed: Mapping[UUID, Followed]
 ) -> Iterator[tuple[Channel, str, Item]]:
-    pairs = [(situation.rules[rule_id], notice) for rule_id, notice in announced]
-    wanted = {(n.episode.pipeline_id, n.episode.evidence.latest) for _, n in pairs if n.episode.evidence.latest}
-    errors = current.errors([(pipeline_id, run) for pipeline_id, run in wanted if run is not None]) if wanted else {}
+    pairs = [(situation.rules[rule_id], notice) for rule_id, after in followed.items() for notice in after.notices]
+    lately = _lately_announced(situation, followed) if any(n.kind is NoticeKind.OPENED for _, n in pairs) else []
+    wanted = {_run_of(episode) for episode in [*(n.episode for _, n in pairs), *(e for _, e in lately)]}
+    errors = current.errors([run for run in wanted if run[1]]) if wanted else {}
+    clients: dict[tuple[Receiver, str], dict[str, None]] = {}
+    for receiver, episode in lately:
+        error = fingerprint(errors.get(_run_of(episode), ("", None))[0])
+        if error and episode.names is not None:
+            clients.setdefault((receiver, error), {})[episode.names.client_name] = None
     for rule, notice in pairs:
         subject = situation.subjects.get(notice.episode.pipeline_id)
         names = notice.episode.names if subject is None else subject.names
         if names is not None:
-            run = (notice.episode.pipeline_id, notice.episode.evidence.latest or "")
-            channel, destination = notice.episode.receiver or (rule.channel, rule.destination)
-            yield channel, destination, _item(rule, notice, names, *errors.get(run, ("", None)))
+            error, source_url = errors.get(_run_of(notice.episode), ("", None))
+            receiver = notice.episode.receiver or rule.receiver
+            is_new = notice.kind is NoticeKind.OPENED
+            same = clients.get((receiver, fingerprint(error)), {}) if is_new and error else {}
+            others = tuple(name for name in same if name != names.client_name)
+            item = _item(rule, notice, names, error, source_url)
+            yield *receiver, msgspec.structs.replace(item, same_error_at=others) if others else item
+
+
+def _lately_announced(situation: Situation, followed: Mapping[UUID, Followed]) -> list[tuple[Receiver, Episode]]:
+    """The open episodes of which a receiver was notified a short time ago, before this evaluation."""
+    after = situation.now - SAME_ERROR_WITHIN
+    return [
+        (episode.receiver or situation.rules[rule_id].receiver, episode)
+        for rule_id, now in followed.items()
+        for episode in now.episodes
+        if episode.announced_at is not None and after <= episode.announced_at < situation.now
+    ]
+
+
+def _run_of(episode: Episode) -> tuple[UUID, str]:
+    return episode.pipeline_id, episode.evidence.latest or ""
 
 
 def _item(rule: RuleState, notice: Notice, names: Names, error: str, source_url: str | None) -> Item:

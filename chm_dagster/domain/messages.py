@@ -4,7 +4,8 @@ A message is stored as a whole before it is sent, so that a repeated attempt sen
 It is stored in parts, the items of each rule with that rule: whoever deletes a rule deletes no other rule's items.
 """
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID, uuid5
 
@@ -12,19 +13,26 @@ import msgspec
 
 from chm_dagster.domain.alerts import Evidence, NoticeKind, Receiver
 from chm_dagster.domain.blindness import Note
+from chm_dagster.domain.error_text import fingerprint
 from chm_dagster.domain.pipelines import Platform
 from chm_dagster.domain.rules import Channel, RuleType
 
 _NAMESPACE = UUID("b9c6f9b4-5d0d-4a53-8a4f-3f1c0d1b7f02")
 GIVE_UP_AFTER = timedelta(days=1)
 """How long a message is tried before it counts as undeliverable."""
+SAME_ERROR_CLIENTS = 3
+"""So many clients with the same error share an entry of a message."""
+SAME_ERROR_WITHIN = timedelta(minutes=30)
+MAX_OPENINGS, OPENINGS_WITHIN = 12, timedelta(hours=1)
+"""So many messages about something new a receiver gets within that time; later ones are held back."""
 _FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=15), timedelta(hours=1)
 
 
 class Item(msgspec.Struct, frozen=True, omit_defaults=True):
     """One notice, with the names and the run that it is about. Times are aware and in UTC.
 
-    `error` is the telling line of the latest failed run, `source_url` the link to it at the partner.
+    `error` is the telling line of the latest failed run, `source_url` the link to it at the partner. `same_error_at`
+    names other clients of whose failures with the same error the receiver was notified shortly before.
     """
 
     key: str
@@ -47,6 +55,7 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True):
     acknowledged_by: str = ""
     error: str = ""
     source_url: str | None = None
+    same_error_at: tuple[str, ...] = ()
 
     @property
     def pipeline_key(self) -> str:
@@ -58,7 +67,9 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one receiver gets at once. `id` is the idempotency key: it is the same for every attempt.
 
     `next_at` is when it is to be sent next; None: it is undeliverable, `error` says why. `retried_at` is when a person
-    had it tried anew. A message to the operator has `notes` instead of items.
+    had it tried anew. A message to the operator has `notes` instead of items. `held_until`: until then nothing new is
+    announced to this receiver. `unannounced` counts the episodes of the last hour that were over before anybody was
+    notified.
     """
 
     id: UUID
@@ -71,6 +82,8 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str = ""
     retried_at: datetime | None = None
     notes: tuple[Note, ...] = ()
+    held_until: datetime | None = None
+    unannounced: int = 0
 
     @property
     def receiver(self) -> Receiver:
@@ -108,12 +121,51 @@ def next_attempt(
 _ORDER = {kind: number for number, kind in enumerate(NoticeKind)}
 
 
-def grouped(found: Iterable[tuple[Channel, str, Item]], now: datetime) -> list[Message]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class SameError:
+    """New failures with the same error. `clients` names all clients that have it, also those known before."""
+
+    items: tuple[Item, ...]
+    clients: tuple[str, ...]
+
+
+def entries(message: Message) -> list[Item | SameError]:
+    """The items of a message in order; new failures with the same error at three clients or more are one entry."""
+    alike: dict[str, list[Item]] = {}
+    for item in message.items:
+        if item.kind is NoticeKind.OPENED and (error := fingerprint(item.error)):
+            alike.setdefault(error, []).append(item)
+    groups: dict[str, SameError] = {}
+    for items in alike.values():
+        clients = dict.fromkeys([*(one.client_name for one in items), *(n for one in items for n in one.same_error_at)])
+        if len(items) > 1 and len(clients) >= SAME_ERROR_CLIENTS:
+            groups |= dict.fromkeys((item.key for item in items), SameError(tuple(items), tuple(clients)))
+    found = (groups.get(item.key, item) for item in message.items)
+    return list({id(entry): entry for entry in found}.values())
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Openings:
+    """What a receiver was notified of lately: when something new was announced, and how many episodes never were."""
+
+    times: tuple[datetime, ...] = ()
+    unannounced: int = 0
+
+    def held_until(self, now: datetime) -> datetime | None:
+        """Until when nothing new is announced, because the receiver has had enough; None: it may be."""
+        recent = sorted(time for time in self.times if time > now - OPENINGS_WITHIN)
+        return recent[-MAX_OPENINGS] + OPENINGS_WITHIN if len(recent) >= MAX_OPENINGS else None
+
+
+def grouped(
+    found: Iterable[tuple[Channel, str, Item]], now: datetime, openings: Mapping[Receiver, Openings] | None = None
+) -> list[Message]:
     """One message for each receiver: by kind, then by client, the pipeline with the longest episode first."""
     receivers: dict[Receiver, list[Item]] = {}
     for channel, destination, item in found:
         receivers.setdefault((channel, destination), []).append(item)
-    return [_message(channel, destination, items, now) for (channel, destination), items in receivers.items()]
+    before = openings or {}
+    return [_message(receiver, items, now, before.get(receiver, Openings())) for receiver, items in receivers.items()]
 
 
 def joined(parts: Iterable[Message]) -> list[Message]:
@@ -133,7 +185,12 @@ def _ordered(items: Iterable[Item]) -> tuple[Item, ...]:
     return tuple(sorted(items, key=key))
 
 
-def _message(channel: Channel, destination: str, items: Sequence[Item], now: datetime) -> Message:
+def _message(receiver: Receiver, items: Sequence[Item], now: datetime, before: Openings) -> Message:
     ordered = _ordered(items)
-    name = "/".join([channel, destination, *(item.key for item in ordered)])
-    return Message(uuid5(_NAMESPACE, name), channel, destination, now, ordered, now)
+    message = Message(uuid5(_NAMESPACE, "/".join([*receiver, *(i.key for i in ordered)])), *receiver, now, ordered, now)
+    if not any(item.kind is NoticeKind.OPENED for item in ordered):
+        return message
+    held = dataclasses.replace(before, times=(*before.times, now)).held_until(now)
+    return (
+        message if held is None else msgspec.structs.replace(message, held_until=held, unannounced=before.unannounced)
+    )

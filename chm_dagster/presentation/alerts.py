@@ -8,7 +8,7 @@ from typing import Any
 
 from chm_dagster.domain.alerts import NoticeKind
 from chm_dagster.domain.blindness import Note, NoteKind
-from chm_dagster.domain.messages import Item, Message
+from chm_dagster.domain.messages import MAX_OPENINGS, Item, Message, SameError, entries
 from chm_dagster.domain.rules import RuleType
 from chm_dagster.presentation.columns import count, duration, listed, to_the_minute
 
@@ -47,10 +47,27 @@ def subject(message: Message) -> str:
     if len(message.items) == 1:
         [item] = message.items
         return f"{item.client_name} / {item.pipeline_name}: {sentence(item)}"
+    found = entries(message)
+    if len(found) == 1 and isinstance(found[0], SameError):
+        return f"{_same_error(found[0])}: {found[0].items[0].error}"
     kinds = [item.kind for item in message.items]
     parts = [f"{kinds.count(kind)} {_WORDS[kind]}" for kind in NoticeKind if kind in kinds]
     clients = list(dict.fromkeys(item.client_name for item in message.items))
     return f"{', '.join(parts)}: {listed(clients, 3)}"
+
+
+def _same_error(entry: SameError) -> str:
+    return f"same error at {count(len(entry.clients), 'client')}"
+
+
+def _same_error_sentence(entry: SameError) -> str:
+    """How many pipelines fail anew, since when, and where else."""
+    since = min(item.since for item in entry.items)
+    return f"{count(len(entry.items), 'pipeline')} failing since {_at(since)}; {listed(list(entry.clients), 6)}"
+
+
+def _also(item: Item) -> str:
+    return f"The same error is new at {listed(list(item.same_error_at), 6)}."
 
 
 def sentence(item: Item) -> str:
@@ -116,17 +133,47 @@ def _length(span: timedelta) -> str:
 def plain(message: Message) -> str:
     """The message as plain text, for emails and logs."""
     lines = [f"[{_NOTE_WORDS[note.kind]}] {note.text}" for note in message.notes]
-    for item in message.items[:SHOWN]:
-        lines.append(f"[{_WORDS[item.kind]}] {item.client_name} / {item.pipeline_name}: {sentence(item)}")
-        lines += [f"    {line}" for line in _details(item)]
-    if len(message.items) > SHOWN:
-        lines.append(f"... and {len(message.items) - SHOWN:,} more")
-    return "\n".join([*lines, "", *_commands(message), ""])
+    shown, rest = _shown(message)
+    for entry in shown:
+        if isinstance(entry, SameError):
+            lines.append(f"[new] {_same_error(entry)}: {_same_error_sentence(entry)}")
+        else:
+            lines.append(f"[{_WORDS[entry.kind]}] {entry.client_name} / {entry.pipeline_name}: {sentence(entry)}")
+        lines += [f"    {line}" for line in _details(entry)]
+    return "\n".join([*lines, *([rest] if rest else []), "", *_remarks(message), *_commands(message), ""])
 
 
-def _details(item: Item) -> Iterator[str]:
+def _shown(message: Message) -> tuple[list[Item | SameError], str]:
+    """The entries that a message shows, and how many notices it does not; empty if it shows all."""
+    found = entries(message)
+    rest = sum(len(entry.items) if isinstance(entry, SameError) else 1 for entry in found[SHOWN:])
+    return found[:SHOWN], f"... and {rest:,} more" if rest else ""
+
+
+def _remarks(message: Message) -> Iterator[str]:
+    """What the receiver is not shown, and why."""
+    if message.held_until is not None:
+        yield (
+            f"This is message {MAX_OPENINGS} about something new within an hour. New alerts to you are held back until"
+            f" {_at(message.held_until)}; chm alert list shows them."
+        )
+    if message.unannounced:
+        yield (
+            f"{count(message.unannounced, 'more episode')} of the last hour began and ended without a message; chm"
+            " alert history shows them."
+        )
+
+
+def _details(entry: Item | SameError) -> Iterator[str]:
+    if isinstance(entry, SameError):
+        yield entry.items[0].error
+        yield listed([item.pipeline_key for item in entry.items], 6)
+        return
+    item = entry
     if item.error and item.kind is not NoticeKind.CORRECTED:
         yield item.error
+    if item.same_error_at:
+        yield _also(item)
     if item.source_url:
         yield item.source_url
     yield f"{item.pipeline_key} on {item.platform}, {item.environment}, rule {item.rule_type} {str(item.rule_id)[-12:]}"
@@ -164,9 +211,10 @@ def inbox_page(messages: Sequence[Message]) -> str:
 
 def _html_body(message: Message) -> str:
     notes = "".join(_html_note(note) for note in message.notes)
-    rows = notes + "".join(_html_item(item) for item in message.items[:SHOWN])
-    rest = f"<p>... and {len(message.items) - SHOWN:,} more</p>" if len(message.items) > SHOWN else ""
-    hints = "".join(f"<div>{escape(line)}</div>" for line in _commands(message))
+    shown, left_out = _shown(message)
+    rows = notes + "".join(_html_entry(entry) for entry in shown)
+    rest = f"<p>{left_out}</p>" if left_out else ""
+    hints = "".join(f"<div>{escape(line)}</div>" for line in [*_remarks(message), *_commands(message)])
     return f'{rows}{rest}<div style="color:#57606a;font-size:13px;margin-top:1rem">{hints}</div>'
 
 
@@ -177,10 +225,24 @@ def _html_note(note: Note) -> str:
     )
 
 
+def _html_entry(entry: Item | SameError) -> str:
+    if isinstance(entry, Item):
+        return _html_item(entry)
+    error, pipelines = _details(entry)
+    return (
+        '<div style="border-left:4px solid #cf222e;padding:.2rem 0 .2rem .8rem;margin:0 0 1rem">'
+        f'<strong>{_same_error(entry)}</strong> <span style="color:#cf222e">new</span>'
+        f"<div>{escape(_same_error_sentence(entry))}</div>"
+        f'<pre style="white-space:pre-wrap;margin:.3rem 0">{escape(error)}</pre>'
+        f'<div style="color:#57606a;font-size:13px">{escape(pipelines)}</div></div>'
+    )
+
+
 def _html_item(item: Item) -> str:
     colour = "#cf222e" if item.kind in (NoticeKind.OPENED, NoticeKind.REMINDER) else "#57606a"
     colour = "#1a7f37" if item.kind is NoticeKind.RECOVERED else colour
     error = f'<pre style="white-space:pre-wrap;margin:.3rem 0">{escape(item.error)}</pre>' if item.error else ""
+    error += f"<div>{escape(_also(item))}</div>" if item.same_error_at else ""
     link = f'<a href="{escape(item.source_url)}">Open the run</a> · ' if item.source_url else ""
     return (
         f'<div style="border-left:4px solid {colour};padding:.2rem 0 .2rem .8rem;margin:0 0 1rem">'
@@ -194,10 +256,11 @@ def _html_item(item: Item) -> str:
 def slack(message: Message) -> dict[str, Any]:
     """The message for Slack: `text` for notifications, and one block for each notice."""
     blocks = [_section(f"{_NOTE_SIGN} *CHM*: {_mrkdwn(note.text)}") for note in message.notes]
-    blocks += [_section(_slack_item(item)) for item in message.items[:SHOWN]]
-    if len(message.items) > SHOWN:
-        blocks.append(_section(f"... and {len(message.items) - SHOWN:,} more"))
-    if hints := list(_commands(message)):
+    shown, rest = _shown(message)
+    blocks += [_section(_slack_entry(entry)) for entry in shown]
+    if rest:
+        blocks.append(_section(rest))
+    if hints := [*_remarks(message), *_commands(message)]:
         text = "\n".join(_mrkdwn(hint) for hint in hints)
         blocks.append({"type": "context", "elements": [{"type": "mrkdwn", "text": text}]})
     return {"text": _mrkdwn(subject(message)), "blocks": blocks}
@@ -207,10 +270,16 @@ def _section(text: str) -> dict[str, Any]:
     return {"type": "section", "text": {"type": "mrkdwn", "text": text[:_SLACK_TEXT_CHARS]}}
 
 
-def _slack_item(item: Item) -> str:
+def _slack_entry(entry: Item | SameError) -> str:
+    if isinstance(entry, SameError):
+        error, pipelines = map(_mrkdwn, _details(entry))
+        what = f"*{_same_error(entry)}*: {_mrkdwn(_same_error_sentence(entry))}"
+        return f"{_SIGNS[NoticeKind.OPENED]} {what}\n>{error}\n{pipelines}"
+    item = entry
     name = _mrkdwn(f"{item.client_name} / {item.pipeline_name}")
     link = f"\n<{_mrkdwn(item.source_url)}|Open the run>" if item.source_url else ""
     error = f"\n>{_mrkdwn(item.error)}" if item.error else ""
+    error += f"\n{_mrkdwn(_also(item))}" if item.same_error_at else ""
     return f"{_SIGNS[item.kind]} *{name}*: {_mrkdwn(sentence(item))}{error}{link}"
 
 
@@ -230,7 +299,12 @@ def payload(message: Message) -> dict[str, Any]:
     return {
         "type": "chm.alert",
         "timestamp": message.created_at.isoformat(),
-        "data": {"subject": subject(message), "notices": [_data(item) for item in message.items]},
+        "data": {
+            "subject": subject(message),
+            "notices": [_data(item) for item in message.items],
+            "held_until": message.held_until.isoformat() if message.held_until else None,
+            "unannounced": message.unannounced,
+        },
     }
 
 
@@ -251,6 +325,7 @@ def _data(item: Item) -> dict[str, Any]:
         "until": item.until.isoformat() if item.until else None,
         "failures": item.evidence.count,
         "error": item.error or None,
+        "same_error_at": list(item.same_error_at),
         "url": item.source_url,
         "text": sentence(item),
     }

@@ -12,15 +12,26 @@ from uuid import UUID
 import msgspec
 import sqlalchemy as sa
 
-from chm_dagster.domain.alerts import Condition, Coverage, Episode, Expectations, Gap, Names, PastEpisode, RunFact
+from chm_dagster.domain.alerts import (
+    Condition,
+    Coverage,
+    Episode,
+    Expectations,
+    Gap,
+    Names,
+    PastEpisode,
+    Receiver,
+    RunFact,
+)
 from chm_dagster.domain.error_text import error_summary
-from chm_dagster.domain.messages import Message
+from chm_dagster.domain.messages import Message, Openings
 from chm_dagster.domain.pipelines import PUSHED, Platform
 from chm_dagster.domain.rules import Channel, RuleType
 from chm_dagster.domain.runs import RunKind, RunStatus
 from chm_dagster.domain.sync import SyncErrorCode
 from chm_dagster.warehouse.api_uptime import api_gaps
 from chm_dagster.warehouse.engine import Engine, database_errors
+from chm_dagster.warehouse.episodes import forget_deleted, openings, save_episodes
 
 MAX_RUNS = 1_000
 """How many runs of a pipeline one evaluation looks at, apart from failures that a window counts."""
@@ -32,8 +43,6 @@ _LOOK_BACK = timedelta(days=90)
 """How far back outages of the API are kept."""
 SLACK = timedelta(days=7)
 """How much longer than the episode itself a run of it may have taken."""
-KEPT_EPISODES, KEPT_FOR = 200, timedelta(days=90)
-"""How many episodes that are over are kept with a rule, and for how long."""
 EVALUATING_LOCK = "hashtextextended('chm/alerts/evaluating', 0)"
 
 # Which rules apply to which pipelines. Of one type, a rule of the pipeline takes the place of those of its client.
@@ -97,6 +106,7 @@ FROM alert_rules WHERE id = ANY(:candidates) OR episodes <> '[]'
 # Why an episode's pipeline is no longer watched by its rule; null: it is.
 _LEFT = sa.text("""
 SELECT r.id AS rule_id, e.pipeline_id, CASE
+    WHEN r.deleted_at IS NOT NULL THEN 'the rule was deleted'
     WHEN NOT r.is_enabled THEN 'the rule was disabled'
     WHEN p.id IS NULL THEN 'the pipeline was removed'
     WHEN NOT p.is_active THEN 'the pipeline was disabled'
@@ -169,25 +179,6 @@ SELECT greatest(c.now, least(c.now + interval '1 hour', coalesce((
 FROM (SELECT coalesce(CAST(:now AS timestamptz), clock_timestamp()) AS now) AS c
 """)
 
-# Locked in the order that everybody keeps who writes several rules, or two of them could wait for each other.
-_LOCK = sa.text("SELECT FROM alert_rules WHERE id = ANY(:ids) ORDER BY id FOR UPDATE")
-_SAVE = sa.text("""
-UPDATE alert_rules AS r SET
-    episodes = coalesce(w.episodes, r.episodes),
-    outbox = r.outbox || coalesce(w.messages, '[]'),
-    history = CASE WHEN w.past IS NULL THEN r.history ELSE (
-        SELECT coalesce(jsonb_agg(x.past ORDER BY x.place), '[]') FROM (
-            SELECT past, place FROM jsonb_array_elements(w.past || r.history) WITH ORDINALITY AS x(past, place)
-            WHERE CAST(past ->> 'over_at' AS timestamptz) > :now - :kept_for
-            ORDER BY place LIMIT :kept
-        ) AS x
-    ) END
-FROM unnest(
-    CAST(:ids AS uuid[]), CAST(:episodes AS jsonb[]), CAST(:messages AS jsonb[]), CAST(:past AS jsonb[])
-) AS w(id, episodes, messages, past)
-WHERE r.id = w.id
-""")
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RuleState:
@@ -199,6 +190,11 @@ class RuleState:
     destination: str
     muted_until: datetime | None
     episodes: tuple[Episode, ...]
+
+    @property
+    def receiver(self) -> Receiver:
+        """The channel, and who gets it there."""
+        return self.channel, self.destination
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -307,22 +303,12 @@ class Evaluation:
         over: Mapping[UUID, Sequence[PastEpisode]],
     ) -> None:
         """Replace the open episodes of these rules, add these messages, and keep what is over, within bounds."""
-        parts: dict[UUID, list[Message]] = {}
-        for message in messages:
-            for rule_id, part in message.parts().items():
-                parts.setdefault(rule_id, []).append(part)
-        if ids := sorted({*episodes, *parts, *over}):
-            rows = {
-                "ids": ids,
-                "episodes": [_json(episodes[rule_id]) if rule_id in episodes else None for rule_id in ids],
-                "messages": [_json(parts.get(rule_id, ())) for rule_id in ids],
-                "past": [_json(over[rule_id]) if rule_id in over else None for rule_id in ids],
-                "now": self.now,
-                "kept": KEPT_EPISODES,
-                "kept_for": KEPT_FOR,
-            }
-            self._connection.execute(_LOCK, {"ids": ids})
-            self._connection.execute(_SAVE, rows)
+        save_episodes(self._connection, self.now, episodes, messages, over)
+        forget_deleted(self._connection)
+
+    def openings(self, since: datetime) -> dict[Receiver, Openings]:
+        """What each receiver was notified of since then."""
+        return openings(self._connection, since)
 
 
 @contextmanager
@@ -393,7 +379,3 @@ def coverage_of(row: Any, now: datetime, gaps: tuple[Gap, ...] = ()) -> Coverage
         known = min(known, row.doubt_since)
         stale_at = row.doubt_since
     return Coverage(known, gone=row.sync_error_code == SyncErrorCode.NOT_AT_PARTNER, stale_at=stale_at)
-
-
-def _json(values: Iterable[Episode | Message | PastEpisode]) -> str:
-    return msgspec.json.encode(list(values)).decode()

@@ -362,6 +362,7 @@ alert_rules = sa.Table(
     _list("episodes", "Open episodes: what the rule has found wrong and is not over"),
     _list("outbox", "Messages that no receiver has accepted yet, with their keys and attempts"),
     _list("history", "Episodes that are over, the latest first: the last 200, for 90 days"),
+    _time("deleted_at", "Since when the rule is deleted; it goes as soon as its receivers have been notified"),
     _check("client_id IS NOT NULL OR pipeline_id IS NOT NULL", "has_scope"),
     _check(one_of("rule_type", RuleType), "rule_type_known"),
     _check(one_of("channel", Channel), "channel_known"),

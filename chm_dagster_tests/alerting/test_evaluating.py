@@ -9,8 +9,10 @@ import pytest
 import sqlalchemy as sa
 
 from chm_dagster.alerting.evaluating import evaluate_rules
-from chm_dagster.domain.alerts import Condition, Coverage, Expectations, RunFact, State
+from chm_dagster.domain.alerts import Condition, Coverage, Expectations, NoticeKind, RunFact, State
 from chm_dagster.domain.evaluation import evaluate
+from chm_dagster.domain.messages import MAX_OPENINGS, Item, SameError, entries
+from chm_dagster.errors import NotFound
 from chm_dagster.warehouse.alerts import MAX_FAILURES, MAX_RUNS, evaluation
 from chm_dagster.warehouse.inventory.pipelines import purge
 from chm_dagster_tests.alerting.situations import World
@@ -134,9 +136,9 @@ def test_what_is_disabled_ends_its_episodes(world: World, what: str) -> None:
     assert world.episodes() == {}
 
 
-def test_a_renamed_pipeline_keeps_its_episode_and_a_deleted_rule_takes_its_episodes_with_it(world: World) -> None:
+def test_a_renamed_pipeline_keeps_its_episode(world: World) -> None:
     pipeline = world.pipeline()
-    rule = world.rule()
+    world.rule()
     world.runs(pipeline, "F2")
     world.look(4, pipeline)
     before = world.episodes()
@@ -145,8 +147,114 @@ def test_a_renamed_pipeline_keeps_its_episode_and_a_deleted_rule_takes_its_episo
     after = world.episodes()
     assert {pair: e.names and e.names.name for pair, e in after.items()} == dict.fromkeys(before, "Orders, new")
     assert {e.id for e in after.values()} == {e.id for e in before.values()}
+
+
+def test_the_end_of_an_episode_is_announced_when_its_rule_is_deleted(world: World) -> None:
+    pipeline = world.pipeline()
+    rule = world.rule()
+    world.runs(pipeline, "F2")
+    world.look(4, pipeline)
     world.warehouse.rules.delete(rule.id)
-    assert world.look(4.2, pipeline) == []
+    for find in (world.warehouse.rules.get, world.warehouse.rules.delete, world.warehouse.rules.disable):
+        with pytest.raises(NotFound):
+            find(rule.id)
+    assert world.warehouse.rules.list().items == []
+    again = world.rule()
+    world.evaluate(4.1)
+    assert {(i.rule_id, i.kind, i.reason) for m in world.messages() for i in m.items} == {
+        (rule.id, NoticeKind.ENDED, "the rule was deleted"),
+        (again.id, NoticeKind.OPENED, ""),
+    }
+    world.evaluate(4.2)
+    kept = "SELECT id FROM alert_rules"
+    assert {row["id"] for row in rows(world.engine, kept)} == {rule.id, again.id}, "its message waits"
+    world.taken()
+    world.evaluate(4.3)
+    assert [row["id"] for row in rows(world.engine, kept)] == [again.id]
+
+
+def test_a_rule_without_open_episodes_is_deleted_at_once(world: World) -> None:
+    world.pipeline()
+    world.warehouse.rules.delete(world.rule().id)
+    assert rows(world.engine, "SELECT id FROM alert_rules") == []
+
+
+def _alike(world: World, *clients: str, error: str = "KeyError: 'price' in row {}") -> list[UUID]:
+    """One failing pipeline of each client, with the same error but for a number."""
+    found = []
+    for number, client in enumerate(clients):
+        found.append(world.pipeline(f"{client}/orders"))
+        world.rule(client_id=client)
+        world.runs(found[-1], "F2", error=error.format(number))
+    return found
+
+
+def test_the_same_error_at_three_clients_is_one_entry_of_a_message(world: World) -> None:
+    failing = _alike(world, "acme", "beta", "zeta")
+    other = world.pipeline("beta/export")
+    world.runs(other, "F2", error="TimeoutError")
+    world.known(4, *failing, other)
+    world.evaluate(4)
+    [message] = world.messages()
+    one, same = sorted(entries(message), key=lambda entry: isinstance(entry, SameError))
+    assert isinstance(one, Item)
+    assert one.pipeline_key == "beta/export"
+    assert isinstance(same, SameError)
+    assert [item.pipeline_key for item in same.items] == ["acme/orders", "beta/orders", "zeta/orders"]
+    assert same.clients == ("Acme", "Beta", "Zeta")
+
+
+def test_the_same_error_at_two_clients_is_two_entries(world: World) -> None:
+    world.known(4, *_alike(world, "acme", "beta"))
+    world.evaluate(4)
+    [message] = world.messages()
+    assert len(entries(message)) == 2
+
+
+@pytest.mark.parametrize(("later", "others"), [(0.4, ("Acme", "Beta")), (0.6, ())])
+def test_a_message_names_clients_that_had_the_same_error_shortly_before(
+    world: World, later: float, others: tuple[str, ...]
+) -> None:
+    world.known(4, *_alike(world, "acme", "beta"))
+    world.evaluate(4)
+    world.taken()
+    world.known(4 + later, *_alike(world, "zeta"))
+    world.evaluate(4 + later)
+    [message] = world.messages()
+    assert [item.same_error_at for item in message.items] == [others]
+
+
+def test_a_receiver_that_has_had_enough_gets_the_rest_in_one_message(world: World) -> None:
+    pipelines = [world.pipeline(f"acme/p{number}") for number in range(MAX_OPENINGS + 3)]
+    calm = world.pipeline("zeta/orders")
+    for client, destination in (("acme", "#alerts"), ("zeta", "#zeta")):
+        world.rule(client_id=client, destination=destination)
+    hours = [4 + number / 60 for number in range(MAX_OPENINGS)]
+    for pipeline, hour in zip(pipelines, hours, strict=False):
+        world.runs(pipeline, "F2", error=f"{pipeline} broke")
+        world.known(hour, pipeline)
+        world.evaluate(hour)
+    *before, last = world.messages()
+    assert len(before) == MAX_OPENINGS - 1
+    assert {message.held_until for message in before} == {None}
+    assert last.held_until == at(5)
+    world.taken()
+    flapping, *rest = pipelines[MAX_OPENINGS:]
+    for pipeline in (flapping, *rest, calm):
+        world.runs(pipeline, "F2")
+    assert world.look(4.5, *pipelines, calm) == ["opened zeta/orders"], "another receiver has its own measure"
+    world.runs(flapping, "F2 S4")
+    world.runs(pipelines[0], "F2 S4")
+    assert world.look(4.6, *pipelines) == ["recovered acme/p0"], "what was announced is announced as over"
+    assert world.look(4.9, *pipelines) == []
+    world.known(5.01, *pipelines)
+    world.evaluate(5.01)
+    [message] = [message for message in world.messages() if message.destination == "#alerts"]
+    opened = [item.pipeline_key for item in message.items if item.kind is NoticeKind.OPENED]
+    assert opened == [f"acme/p{MAX_OPENINGS + 1}", f"acme/p{MAX_OPENINGS + 2}"]
+    # The oldest of the twelve no longer counts, and this one does.
+    assert message.held_until == at(hours[1] + 1)
+    assert message.unannounced == 1
 
 
 def test_a_muted_rule_says_nothing_until_the_mute_ends(world: World) -> None:

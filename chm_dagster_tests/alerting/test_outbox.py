@@ -8,7 +8,8 @@ import pytest
 
 from chm_dagster.domain.messages import GIVE_UP_AFTER
 from chm_dagster.errors import Permanent, Transient
-from chm_dagster.warehouse.alerts import KEPT_EPISODES, KEPT_FOR
+from chm_dagster.warehouse.episodes import KEPT_EPISODES, KEPT_FOR
+from chm_dagster.warehouse.inventory.pipelines import purge
 from chm_dagster.warehouse.outbox import Outbox
 from chm_dagster_tests.alerting.situations import World
 from chm_dagster_tests.alerting.test_delivering import Receiver, sent
@@ -42,9 +43,9 @@ def test_rules_with_one_receiver_make_one_message(two: World) -> None:
     assert about(two) == []
 
 
-def test_who_deletes_a_rule_takes_no_line_of_another_rule_away(two: World) -> None:
+def test_who_purges_a_client_takes_no_line_of_another_rule_away(two: World) -> None:
     [before] = two.messages()
-    two.warehouse.rules.delete(rule_of(two, "acme").id)
+    purge(two.engine, [two.warehouse.clients.get("acme").id])
     [after] = two.messages()
     assert (after.id, about(two)) == (before.id, [("#alerts", ["zeta"])])
     receiver = Receiver(Transient("no"))
@@ -54,9 +55,15 @@ def test_who_deletes_a_rule_takes_no_line_of_another_rule_away(two: World) -> No
     assert two.messages() == []
 
 
+def test_who_deletes_a_rule_takes_no_line_away(two: World) -> None:
+    [before] = two.messages()
+    two.warehouse.rules.delete(rule_of(two, "acme").id)
+    assert two.messages() == [before]
+
+
 def test_a_failed_attempt_is_noted_in_every_part(two: World) -> None:
     sent(two, Receiver(Permanent("gone")), 4)
-    two.warehouse.rules.delete(rule_of(two, "acme").id)
+    purge(two.engine, [two.warehouse.clients.get("acme").id])
     [left] = two.messages()
     assert (left.attempts, left.error, left.next_at) == (1, "gone", None)
 

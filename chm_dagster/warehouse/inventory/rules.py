@@ -15,6 +15,9 @@ from chm_dagster.warehouse.constraints import Source, reading, writing
 from chm_dagster.warehouse.inventory.references import Ref, as_id, client_id, pipeline_id
 from chm_dagster.warehouse.tables import alert_rules, pipelines
 
+_KEPT = alert_rules.c.deleted_at.is_(None)
+_DELETE = sa.text("DELETE FROM alert_rules WHERE id = :id AND episodes = '[]' AND outbox = '[]'")
+_MARK_DELETED = sa.text("UPDATE alert_rules SET is_enabled = false, deleted_at = now() WHERE id = :id")
 _COLUMNS: tuple[sa.Column[Any], ...] = tuple(alert_rules.c[name] for name in AlertRule.model_fields)
 
 
@@ -57,11 +60,15 @@ class Rules:
             return AlertRule.from_row(connection.execute(query.returning(*_COLUMNS)).one()._mapping)
 
     def delete(self, rule_id: Ref) -> None:
-        """Delete the rule permanently. Raises NotFound."""
+        """Delete the rule permanently. Raises NotFound.
+
+        Whoever was notified of an open episode is notified of its end: the row is kept until then, and found by nobody.
+        """
         with writing(self._engine) as connection:
-            gone = connection.execute(sa.delete(alert_rules).where(alert_rules.c.id == as_id(rule_id)))
+            rule = _get(connection, rule_id, lock=True)
+            gone = connection.execute(_DELETE, {"id": rule.id})
             if not gone.rowcount:
-                raise _unknown(rule_id)
+                connection.execute(_MARK_DELETED, {"id": rule.id})
 
     def disable(self, rule_id: Ref) -> AlertRule:
         """Keep the rule but stop evaluating it. Raises NotFound."""
@@ -81,7 +88,7 @@ class Rules:
 
         Raises NotFound for the client or the pipeline, InputError.
         """
-        query = sa.select(*_COLUMNS).order_by(alert_rules.c.id).limit(paging.check_limit(limit) + 1)
+        query = sa.select(*_COLUMNS).where(_KEPT).order_by(alert_rules.c.id).limit(paging.check_limit(limit) + 1)
         if rule_type is not None:
             query = query.where(alert_rules.c.rule_type == str(read_value(RuleType, rule_type, "rule_type")))
         if enabled is not None:
@@ -132,7 +139,7 @@ def _scope(connection: sa.Connection, rule: Mapping[str, Any]) -> dict[str, UUID
 
 def _get(connection: sa.Connection, rule_id: Ref, *, lock: bool = False) -> AlertRule:
     wanted = as_id(rule_id)
-    query = sa.select(*_COLUMNS).where(alert_rules.c.id == wanted)
+    query = sa.select(*_COLUMNS).where(alert_rules.c.id == wanted, _KEPT)
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         raise _unknown(rule_id)
