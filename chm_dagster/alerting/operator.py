@@ -36,10 +36,16 @@ class Operator:
     def __init__(self, folder: Path, receiver: Receiver) -> None:
         self._folder, self._receiver = folder, receiver
 
-    def look(self, connections: Sequence[Mapping[str, Any]], now: datetime) -> Sequence[Note]:
-        """Look at the rows of the query `connections`, and keep what is to be announced. Returns the notices."""
+    def look(
+        self, connections: Sequence[Mapping[str, Any]], now: datetime, api: ConnectionState | None = None
+    ) -> Sequence[Note]:
+        """Look at the rows of the query `connections`, and at CHM's own `api` if jobs report to it.
+
+        Keeps what is to be announced, and returns the notices.
+        """
         with self._changing() as (state, save):
-            watch, notes = look(state.watch, map(_state_of, connections), now)
+            found = [*map(_state_of, connections), *([] if api is None else [api])]
+            watch, notes = look(state.watch, found, now)
             outbox = (*state.outbox, *([self._message(notes, now)] if notes else []))
             save(_State(watch, outbox[-MAX_WAITING:]))
             return notes

@@ -20,6 +20,7 @@ from chm_dagster.cli.arguments import (
     parse_time,
 )
 from chm_dagster.cli.output import Format, FormatOption, answer, chosen, say, show
+from chm_dagster.domain.messages import Message
 from chm_dagster.errors import Busy, InputError, NotFound
 from chm_dagster.installation import configured, open_warehouse, running
 from chm_dagster.presentation.alerts import plain, subject
@@ -33,6 +34,7 @@ from chm_dagster.presentation.columns import (
     for_people,
     to_the_minute,
 )
+from chm_dagster.warehouse.api_uptime import api_state
 from chm_dagster.warehouse.outbox import Outbox, acknowledge
 from chm_dagster.warehouse.warehouse import Warehouse
 
@@ -99,10 +101,11 @@ def ack(
 
 @app.command()
 def messages(client: ClientOption = None, form: FormatOption = None) -> None:
-    """List the messages that no receiver has accepted yet, the oldest first."""
+    """List the messages that no receiver has accepted yet, the oldest first; those to the operator come last."""
     with open_warehouse() as warehouse:
         rows = warehouse.ask("waiting_messages", **_scope(warehouse, client, None))
-    _show(rows, form, MESSAGES, "message_id")
+    to_operator = [] if client else [_about_chm(message) for message in configured().operator().messages()]
+    _show([*rows, *to_operator], form, MESSAGES, "message_id")
 
 
 @app.command()
@@ -142,7 +145,7 @@ def run(form: FormatOption = None) -> None:
     """
     with running() as installation, open_warehouse() as warehouse:
         operator = installation.operator()
-        operator.look(warehouse.ask("connections"), datetime.now(UTC))
+        operator.look(warehouse.ask("connections"), datetime.now(UTC), api_state(warehouse.engine))
         report = evaluate_rules(warehouse.engine)
         sent = deliver(warehouse.engine, installation.channels(), lambda: datetime.now(UTC), operator=operator)
     if report is None or sent is None:
@@ -152,6 +155,22 @@ def run(form: FormatOption = None) -> None:
     answer(f"{count(report.open_episodes, 'open episode')}, {count(len(sent.delivered), 'message')} sent", row, form)
     if failed:
         raise typer.Exit(1)
+
+
+def _about_chm(message: Message) -> Row:
+    """A message to the operator as a row of the query `waiting_messages`. It is about CHM itself and no client."""
+    return {
+        "message_id": message.id,
+        "channel": message.channel,
+        "destination": message.destination,
+        "state": "undeliverable" if message.next_at is None else "waiting",
+        "created_at": message.created_at,
+        "next_at": message.next_at,
+        "attempts": message.attempts,
+        "error": message.error or None,
+        "notices": len(message.notes),
+        "clients": None,
+    }
 
 
 def _scope(warehouse: Warehouse, client: str | None, pipeline: str | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from chm_dagster.defs.automation import UNFINISHED, named
 from chm_dagster.presentation.alerts import subject
 from chm_dagster.presentation.columns import EPISODES, MESSAGES, PAST_EPISODES, count, listed
 from chm_dagster.presentation.rendering import markdown_table
+from chm_dagster.warehouse.api_uptime import api_state
 from chm_dagster.warehouse.outbox import Outbox
 from chm_dagster.warehouse.warehouse import Warehouse
 
@@ -136,7 +137,7 @@ def alert_sensor(prefix: Sequence[str] = ()) -> dg.SensorDefinition:
         now = datetime.now(UTC)
         waiting = []
         if operator is not None:
-            operator.look(warehouse.ask("connections"), now)
+            operator.look(warehouse.ask("connections"), now, api_state(warehouse.engine))
             waiting = operator.messages()
         report = evaluate_rules(warehouse.engine)
         now = datetime.now(UTC)

@@ -37,13 +37,17 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class ConnectionState(msgspec.Struct, frozen=True):
-    """How reading a connection goes. `read_at` is that of the pipeline that was read longest ago; None: never."""
+    """How reading a connection goes. `read_at` is that of the pipeline that was read longest ago; None: never.
+
+    `is_api`: it is CHM's own API, to which pipelines report their own runs; what is sent to it while it is down is lost.
+    """
 
     name: str
     pipelines: int
     read_at: datetime | None
     failing_since: datetime | None
     error: str
+    is_api: bool = False
 
 
 class Watch(msgspec.Struct, frozen=True):
@@ -71,10 +75,7 @@ def look(before: Watch, connections: Iterable[ConnectionState], now: datetime) -
         elif known is not None and not _reads_again(one, known, running_since, now):
             blind[one.name] = known
         elif known is not None:
-            text = (
-                f"{one.name} can be read again at {_at(now)}, after {_length(now - known)}; what was missed is read now"
-            )
-            notes.append(_note(NoteKind.SEES_AGAIN, one, known, text))
+            notes.append(_note(NoteKind.SEES_AGAIN, one, known, _again(one, known, now)))
     return Watch(now, running_since, blind), notes
 
 
@@ -96,8 +97,18 @@ def _reads_again(one: ConnectionState, since: datetime, running_since: datetime,
     )
 
 
+def _again(one: ConnectionState, since: datetime, now: datetime) -> str:
+    if one.is_api:
+        return (
+            f"{one.name} is up again at {_at(now)}, after {_length(now - since)}; what was reported meanwhile is lost"
+        )
+    return f"{one.name} can be read again at {_at(now)}, after {_length(now - since)}; what was missed is read now"
+
+
 def _why(one: ConnectionState, since: datetime) -> str:
     number = f"{one.pipelines:,} pipeline" + ("" if one.pipelines == 1 else "s")
+    if one.is_api:
+        return f"{one.name} is down since {_at(since)}. What {number} would report to it is lost"
     why = f": {one.error}" if one.error else ""
     return f"{one.name} was not read since {_at(since)}{why}. Nothing is known of its {number} since then"
 

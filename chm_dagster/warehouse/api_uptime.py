@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
+from chm_dagster.domain.blindness import ConnectionState
 from chm_dagster.domain.pipelines import PUSHED
 from chm_dagster.warehouse.engine import Engine, database_errors
 
@@ -70,6 +71,25 @@ FROM (
 GROUP BY span
 ORDER BY lost
 """)
+
+
+_HEARD = sa.text(f"""
+SELECT max(c.heard_through) AS heard, count(*) AS pipelines, now() - max(c.heard_through) > :longest AS is_down
+FROM pipelines AS p JOIN clients AS c ON c.id = p.client_id
+WHERE p.is_active AND c.is_active AND (p.external_id IS NULL OR starts_with(p.connection, '{PUSHED}'))
+HAVING max(c.heard_through) IS NOT NULL
+""")  # noqa: S608 - built from a constant
+
+
+def api_state(engine: Engine) -> ConnectionState | None:
+    """Whether the API is up, for the pipelines that report their own runs; None if it never was. Raises
+    DatabaseUnavailable.
+    """
+    with database_errors(), engine.connect() as connection:
+        row = connection.execute(_HEARD, {"longest": LONGEST_SILENCE}).one_or_none()
+    if row is None:
+        return None
+    return ConnectionState("CHM's API", row.pipelines, row.heard, row.heard if row.is_down else None, "", is_api=True)
 
 
 def mark_api_up(engine: Engine) -> None:

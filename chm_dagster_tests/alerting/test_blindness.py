@@ -1,7 +1,7 @@
 """CHM stopped or blind: no client is blamed, and the operator is notified once."""
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from chm_dagster.alerting.operator import Operator
 from chm_dagster.domain.blindness import ConnectionState, NoteKind, Watch, look
 from chm_dagster.domain.rules import Channel
 from chm_dagster.errors import Permanent, Transient
+from chm_dagster.warehouse.api_uptime import api_state, mark_api_up
 from chm_dagster_tests.alerting.situations import World
 from chm_dagster_tests.alerting.test_delivering import Receiver
 from chm_dagster_tests.unit.test_alert_evaluation import at
@@ -101,6 +102,31 @@ def test_one_blind_partner_blames_no_client_and_is_announced_once_and_once_when_
     assert monitor.about_clients == []
     assert [kind for kind, _ in monitor.about_chm] == [NoteKind.BLIND, NoteKind.SEES_AGAIN]
     assert "dbt_us can be read again" in monitor.about_chm[1][1]
+
+
+@pytest.mark.parametrize(("silent", "is_announced"), [(9, False), (20, True)])
+def test_an_api_that_is_down_is_announced_once_and_once_when_it_is_up_again(
+    world: World, tmp_path: Path, silent: int, is_announced: bool
+) -> None:
+    operator = Operator(tmp_path, (Channel.INBOX, "operator"))
+    world.pipeline("acme/reports", pushed=True)
+    now = datetime.now(UTC)
+    assert api_state(world.engine) is None, "an API that never was up is not missed"
+    mark_api_up(world.engine)
+    assert operator.look([], now - 120 * MINUTE, api_state(world.engine)) == []
+    sql = "UPDATE clients SET heard_through = now() - make_interval(mins => :silent)"
+    with world.engine.begin() as connection:
+        connection.execute(sa.text(sql), {"silent": silent})
+    looks = [operator.look([], now - minutes * MINUTE, api_state(world.engine)) for minutes in range(119, -1, -1)]
+    announced = [note.text for notes in looks for note in notes]
+    assert len(announced) == is_announced
+    mark_api_up(world.engine)
+    again = [note.text for note in operator.look([], datetime.now(UTC), api_state(world.engine))]
+    assert len(again) == is_announced
+    if is_announced:
+        assert "CHM's API is down since" in announced[0]
+        assert "What 1 pipeline would report to it is lost" in announced[0]
+        assert "CHM's API is up again" in again[0]
 
 
 def test_what_happened_while_nobody_looked_is_announced_afterwards(monitor: Monitor) -> None:
