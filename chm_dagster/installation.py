@@ -87,7 +87,16 @@ class Installation:
             endpoints={name: Endpoint(url, secret) for name, (url, secret) in settings.webhooks.items()},
             apprise_urls=settings.apprise_urls,
             inbox=self.inbox(),
+            board_url=self.board_url,
         )
+
+    @property
+    def board_url(self) -> str | None:
+        """Where people find the board, for links in messages; None: nobody has said so."""
+        settings = self.settings
+        if settings.board_url is None and settings.database_url is None:  # everything runs on this machine
+            return f"http://127.0.0.1:{settings.api_port}"
+        return settings.board_url
 
     def operator(self) -> "Operator":
         """Who is notified of CHM's own blindness."""
@@ -101,7 +110,7 @@ class Installation:
         """Where messages of the channel `inbox` are kept."""
         from chm_dagster.alerting.inbox import Inbox
 
-        return Inbox(self.settings.home / "inbox")
+        return Inbox(self.settings.home / "inbox", self.board_url)
 
     def landing(self) -> "LandingZone":
         """Where partners' raw records are kept."""
@@ -137,6 +146,7 @@ class Installation:
             names.HOME: str(self.settings.home),
             names.DATABASE_URL: self.database_url,
             names.DAGSTER_DATABASE_URL: self.dagster_database_url,
+            names.PUBLIC_URL: self.board_url,
             names.PARTNERS_FILE: None if file is None else str(file),
             names.PARTNER_API_BASE_URL: self.partner_base_url,
             names.PARTNER_API_TOKEN: self.partner_token,

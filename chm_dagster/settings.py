@@ -29,6 +29,7 @@ UI_PORT = "CHM_UI_PORT"
 PUBLIC_HOSTS = "CHM_PUBLIC_HOSTS"
 API_HOST = "CHM_API_HOST"
 API_PORT = "CHM_API_PORT"
+PUBLIC_URL = "CHM_PUBLIC_URL"
 MIN_TOKEN_CHARS = 16
 API_TOKEN = "CHM_API_TOKEN"  # noqa: S105 - the name of a variable, not a token
 SANDBOX = "CHM_SANDBOX"
@@ -63,6 +64,7 @@ KNOWN = frozenset(
         PUBLIC_HOSTS,
         API_HOST,
         API_PORT,
+        PUBLIC_URL,
         API_TOKEN,
         SANDBOX,
         SANDBOX_PORT,
@@ -107,6 +109,7 @@ class Settings:
     public_hosts: frozenset[str] | None = None
     api_host: str = "127.0.0.1"
     api_port: int = 8000
+    board_url: str | None = None
     api_token: str | None = dataclasses.field(default=None, repr=False)
     sandbox: str = "auto"
     sandbox_port: int = 8900
@@ -145,6 +148,7 @@ class Settings:
             public_hosts=reader.host_names(PUBLIC_HOSTS),
             api_host=reader.host(API_HOST, "127.0.0.1"),
             api_port=reader.port(API_PORT, 8000),
+            board_url=reader.url(PUBLIC_URL, ("https", "http")),
             api_token=reader.token(API_TOKEN),
             sandbox=reader.choice(SANDBOX, "auto", "on", "off"),
             sandbox_port=reader.port(SANDBOX_PORT, 8900),

@@ -54,7 +54,7 @@ class Channels:
     `slack_webhook` is one incoming webhook for all channels; with a `slack_token`, messages are posted to the channel
     that the rule names. `smtp_url` is `smtp://user:password@host:587` (STARTTLS, required), `smtps://...` (TLS), or
     `smtp+plain://host:25` (no encryption: for a relay on this machine). `endpoints` and `apprise_urls` go by their
-    `variable_name`. `inbox` keeps what is sent to it.
+    `variable_name`. `inbox` keeps what is sent to it. Messages link to the board at `board_url`.
     """
 
     slack_webhook: str | None = dataclasses.field(default=None, repr=False)
@@ -65,6 +65,7 @@ class Channels:
     endpoints: Mapping[str, Endpoint] = dataclasses.field(default_factory=dict)
     apprise_urls: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
     inbox: Inbox | None = None
+    board_url: str | None = None
     policy: HttpPolicy = _POLICY
 
     async def send(self, message: Message, now: datetime) -> None:
@@ -77,7 +78,7 @@ class Channels:
             case Channel.SLACK:
                 await self._slack(message)
             case Channel.EMAIL:
-                await asyncio.to_thread(self.send_mail, email(message, self.email_from, now))
+                await asyncio.to_thread(self.send_mail, email(message, self.email_from, now, self.board_url))
             case Channel.WEBHOOK:
                 await self._webhook(message, now)
             case Channel.APPRISE:
@@ -88,7 +89,10 @@ class Channels:
                 await asyncio.to_thread(self.inbox.put, message)
 
     async def _slack(self, message: Message) -> None:
-        content = {**slack(message), "metadata": {"event_type": "chm_alert", "event_payload": {"id": str(message.id)}}}
+        content = {
+            **slack(message, self.board_url),
+            "metadata": {"event_type": "chm_alert", "event_payload": {"id": str(message.id)}},
+        }
         headers = {"Content-Type": "application/json; charset=utf-8"}
         if self.slack_token is None:
             if self.slack_webhook is None:
@@ -108,7 +112,7 @@ class Channels:
         label = f"webhook {message.destination}"
         if endpoint is None:
             raise ConfigError(f"{label}: CHM_WEBHOOK_URL_{name} is not set")
-        body = orjson.dumps(payload(message))
+        body = orjson.dumps(payload(message, self.board_url))
         headers = {"Content-Type": "application/json", **signed(str(message.id), now, body, endpoint.secret)}
         await post_once(label, endpoint.url, body, headers, policy=self.policy)
 
@@ -142,7 +146,9 @@ class Channels:
         service = apprise.Apprise(asset=apprise.AppriseAsset(app_id="CHM", async_mode=False, secure_logging=True))
         if not service.add(url):
             raise ConfigError(f"{label}: CHM_APPRISE_URL_{name} is not an address that apprise can read")
-        if not service.notify(title=subject(message), body=plain(message), body_format=apprise.NotifyFormat.TEXT):
+        if not service.notify(
+            title=subject(message), body=plain(message, self.board_url), body_format=apprise.NotifyFormat.TEXT
+        ):
             raise Transient(f"{label}: the service has not accepted the message")
 
 
@@ -189,7 +195,7 @@ def _accepted_by_slack(body: bytes) -> None:
     raise Transient(f"slack: refused ({reason})")
 
 
-def email(message: Message, sender: str, now: datetime) -> EmailMessage:
+def email(message: Message, sender: str, now: datetime, board_url: str | None = None) -> EmailMessage:
     """The email of a message. Its Message-ID is the same for every attempt."""
     mail = EmailMessage()
     mail["From"], mail["To"] = sender, message.destination
@@ -198,8 +204,8 @@ def email(message: Message, sender: str, now: datetime) -> EmailMessage:
     mail["Date"] = format_datetime(now)
     mail["Message-ID"] = f"<{message.id}@{sender.rpartition('@')[2]}>"
     mail["Auto-Submitted"] = "auto-generated"
-    mail.set_content(plain(message))
-    mail.add_alternative(html(message), subtype="html")
+    mail.set_content(plain(message, board_url))
+    mail.add_alternative(html(message, board_url), subtype="html")
     return mail
 
 

@@ -17,8 +17,8 @@ PAGE = "index.html"
 class Inbox:
     """A folder with one file for each message, named by its time and id, and a page of them."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, board_url: str | None = None) -> None:
+        self._folder, self._board_url = folder, board_url
 
     @property
     def page(self) -> Path:
@@ -33,7 +33,7 @@ class Inbox:
             _write(self._folder / name, msgspec.json.encode(message))
             for old in self._files()[KEPT:]:
                 old.unlink(missing_ok=True)
-            _write(self.page, inbox_page(self.messages()).encode())
+            _write(self.page, inbox_page(self.messages(), self._board_url).encode())
         except OSError as error:
             raise Transient(f"inbox: cannot write {self._folder} ({error.strerror})") from None
 

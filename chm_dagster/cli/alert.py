@@ -126,14 +126,14 @@ def inbox(
     form: FormatOption = None,
 ) -> None:
     """Show what rules with the channel inbox have sent, the latest last. It is kept in CHM's home, also as a page."""
-    found = configured().inbox()
+    found, board = configured().inbox(), configured().board_url
     shown = found.messages()[:limit][::-1]
     if chosen(form) is not Format.TABLE:
-        rows = [{"id": m.id, "created_at": m.created_at, "subject": subject(m), "text": plain(m)} for m in shown]
+        rows = [{"id": m.id, "created_at": m.created_at, "subject": subject(m), "text": plain(m, board)} for m in shown]
         show(rows, form)
         return
     for message in shown:
-        say(f"--- {to_the_minute(message.created_at)} UTC: {subject(message)}\n\n{plain(message)}")
+        say(f"--- {to_the_minute(message.created_at)} UTC: {subject(message)}\n\n{plain(message, board)}")
     say(f"The page of them: {found.page}" if shown else "Nothing was sent to the inbox yet.")
 
 

@@ -39,7 +39,7 @@ class Note(msgspec.Struct, frozen=True):
 class ConnectionState(msgspec.Struct, frozen=True):
     """How reading a connection goes. `read_at` is that of the pipeline that was read longest ago; None: never.
 
-    `is_api`: it is CHM's own API, to which pipelines report their own runs; what is sent to it while it is down is lost.
+    `is_api`: it is CHM's own API, to which jobs report their own runs; what they send while it is down is lost.
     """
 
     name: str

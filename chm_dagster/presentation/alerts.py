@@ -130,8 +130,8 @@ def _length(span: timedelta) -> str:
     return duration(max(span.total_seconds(), 0))
 
 
-def plain(message: Message) -> str:
-    """The message as plain text, for emails and logs."""
+def plain(message: Message, board_url: str | None = None) -> str:
+    """The message as plain text, for emails and logs, with links to the board if it is known where that is."""
     lines = [f"[{_NOTE_WORDS[note.kind]}] {note.text}" for note in message.notes]
     shown, rest = _shown(message)
     for entry in shown:
@@ -139,7 +139,7 @@ def plain(message: Message) -> str:
             lines.append(f"[new] {_same_error(entry)}: {_same_error_sentence(entry)}")
         else:
             lines.append(f"[{_WORDS[entry.kind]}] {entry.client_name} / {entry.pipeline_name}: {sentence(entry)}")
-        lines += [f"    {line}" for line in _details(entry)]
+        lines += [f"    {line}" for line in _details(entry, board_url)]
     return "\n".join([*lines, *([rest] if rest else []), "", *_remarks(message), *_commands(message), ""])
 
 
@@ -164,7 +164,12 @@ def _remarks(message: Message) -> Iterator[str]:
         )
 
 
-def _details(entry: Item | SameError) -> Iterator[str]:
+def _board_link(item: Item, board_url: str | None) -> str:
+    """Where the board shows the pipeline; empty if it is not known where the board is."""
+    return f"{board_url.rstrip('/')}/clients/{item.client_slug}/{item.pipeline_slug}" if board_url else ""
+
+
+def _details(entry: Item | SameError, board_url: str | None = None) -> Iterator[str]:
     if isinstance(entry, SameError):
         yield entry.items[0].error
         yield listed([item.pipeline_key for item in entry.items], 6)
@@ -176,6 +181,8 @@ def _details(entry: Item | SameError) -> Iterator[str]:
         yield _also(item)
     if item.source_url:
         yield item.source_url
+    if link := _board_link(item, board_url):
+        yield link
     yield f"{item.pipeline_key} on {item.platform}, {item.environment}, rule {item.rule_type} {str(item.rule_id)[-12:]}"
 
 
@@ -194,25 +201,25 @@ _PAGE_HEAD = (
 )
 
 
-def html(message: Message) -> str:
+def html(message: Message, board_url: str | None = None) -> str:
     """The message as an HTML page for emails: inline styles, no pictures, nothing loaded from elsewhere."""
-    return f"{_PAGE_HEAD.format(title=escape(subject(message)))}{_html_body(message)}</body></html>\n"
+    return f"{_PAGE_HEAD.format(title=escape(subject(message)))}{_html_body(message, board_url)}</body></html>\n"
 
 
-def inbox_page(messages: Sequence[Message]) -> str:
+def inbox_page(messages: Sequence[Message], board_url: str | None = None) -> str:
     """The messages of an inbox as one page, in the order given."""
     parts = [
         f'<h2 style="font-size:1rem;margin:2rem 0 .5rem;color:#57606a">{_at(message.created_at)}</h2>'
-        f"{_html_body(message)}"
+        f"{_html_body(message, board_url)}"
         for message in messages
     ]
     return f"{_PAGE_HEAD.format(title='CHM inbox')}<h1>CHM inbox</h1>{''.join(parts)}</body></html>\n"
 
 
-def _html_body(message: Message) -> str:
+def _html_body(message: Message, board_url: str | None) -> str:
     notes = "".join(_html_note(note) for note in message.notes)
     shown, left_out = _shown(message)
-    rows = notes + "".join(_html_entry(entry) for entry in shown)
+    rows = notes + "".join(_html_entry(entry, board_url) for entry in shown)
     rest = f"<p>{left_out}</p>" if left_out else ""
     hints = "".join(f"<div>{escape(line)}</div>" for line in [*_remarks(message), *_commands(message)])
     return f'{rows}{rest}<div style="color:#57606a;font-size:13px;margin-top:1rem">{hints}</div>'
@@ -225,9 +232,9 @@ def _html_note(note: Note) -> str:
     )
 
 
-def _html_entry(entry: Item | SameError) -> str:
+def _html_entry(entry: Item | SameError, board_url: str | None) -> str:
     if isinstance(entry, Item):
-        return _html_item(entry)
+        return _html_item(entry, board_url)
     error, pipelines = _details(entry)
     return (
         '<div style="border-left:4px solid #cf222e;padding:.2rem 0 .2rem .8rem;margin:0 0 1rem">'
@@ -238,26 +245,28 @@ def _html_entry(entry: Item | SameError) -> str:
     )
 
 
-def _html_item(item: Item) -> str:
+def _html_item(item: Item, board_url: str | None) -> str:
     colour = "#cf222e" if item.kind in (NoticeKind.OPENED, NoticeKind.REMINDER) else "#57606a"
     colour = "#1a7f37" if item.kind is NoticeKind.RECOVERED else colour
     error = f'<pre style="white-space:pre-wrap;margin:.3rem 0">{escape(item.error)}</pre>' if item.error else ""
     error += f"<div>{escape(_also(item))}</div>" if item.same_error_at else ""
     link = f'<a href="{escape(item.source_url)}">Open the run</a> · ' if item.source_url else ""
+    place = _board_link(item, board_url)
+    board = f'<a href="{escape(place)}">Open in CHM</a> · ' if place else ""
     return (
         f'<div style="border-left:4px solid {colour};padding:.2rem 0 .2rem .8rem;margin:0 0 1rem">'
         f"<strong>{escape(item.client_name)} / {escape(item.pipeline_name)}</strong> "
         f'<span style="color:{colour}">{_WORDS[item.kind]}</span><div>{escape(sentence(item))}</div>{error}'
-        f'<div style="color:#57606a;font-size:13px">{link}{escape(item.pipeline_key)} on {item.platform}, '
+        f'<div style="color:#57606a;font-size:13px">{link}{board}{escape(item.pipeline_key)} on {item.platform}, '
         f"{escape(item.environment)}, rule {item.rule_type}</div></div>"
     )
 
 
-def slack(message: Message) -> dict[str, Any]:
+def slack(message: Message, board_url: str | None = None) -> dict[str, Any]:
     """The message for Slack: `text` for notifications, and one block for each notice."""
     blocks = [_section(f"{_NOTE_SIGN} *CHM*: {_mrkdwn(note.text)}") for note in message.notes]
     shown, rest = _shown(message)
-    blocks += [_section(_slack_entry(entry)) for entry in shown]
+    blocks += [_section(_slack_entry(entry, board_url)) for entry in shown]
     if rest:
         blocks.append(_section(rest))
     if hints := [*_remarks(message), *_commands(message)]:
@@ -270,14 +279,16 @@ def _section(text: str) -> dict[str, Any]:
     return {"type": "section", "text": {"type": "mrkdwn", "text": text[:_SLACK_TEXT_CHARS]}}
 
 
-def _slack_entry(entry: Item | SameError) -> str:
+def _slack_entry(entry: Item | SameError, board_url: str | None) -> str:
     if isinstance(entry, SameError):
         error, pipelines = map(_mrkdwn, _details(entry))
         what = f"*{_same_error(entry)}*: {_mrkdwn(_same_error_sentence(entry))}"
         return f"{_SIGNS[NoticeKind.OPENED]} {what}\n>{error}\n{pipelines}"
     item = entry
     name = _mrkdwn(f"{item.client_name} / {item.pipeline_name}")
-    link = f"\n<{_mrkdwn(item.source_url)}|Open the run>" if item.source_url else ""
+    places = {"Open the run": item.source_url, "Open in CHM": _board_link(item, board_url)}
+    links = " · ".join(f"<{_mrkdwn(place)}|{text}>" for text, place in places.items() if place)
+    link = f"\n{links}" if links else ""
     error = f"\n>{_mrkdwn(item.error)}" if item.error else ""
     error += f"\n{_mrkdwn(_also(item))}" if item.same_error_at else ""
     return f"{_SIGNS[item.kind]} *{name}*: {_mrkdwn(sentence(item))}{error}{link}"
@@ -290,7 +301,7 @@ def _mrkdwn(text: str) -> str:
     return re.sub(r"([*_~`])", "\\1\u200b", escaped) if re.search(r"[*~`]", escaped) else escaped
 
 
-def payload(message: Message) -> dict[str, Any]:
+def payload(message: Message, board_url: str | None = None) -> dict[str, Any]:
     """The message as JSON data for webhooks: times in ISO 8601, one entry for each notice."""
     if message.notes:
         notes = [{"key": note.key, "kind": str(note.kind), "text": note.text} for note in message.notes]
@@ -301,14 +312,14 @@ def payload(message: Message) -> dict[str, Any]:
         "timestamp": message.created_at.isoformat(),
         "data": {
             "subject": subject(message),
-            "notices": [_data(item) for item in message.items],
+            "notices": [_data(item, board_url) for item in message.items],
             "held_until": message.held_until.isoformat() if message.held_until else None,
             "unannounced": message.unannounced,
         },
     }
 
 
-def _data(item: Item) -> dict[str, Any]:
+def _data(item: Item, board_url: str | None) -> dict[str, Any]:
     return {
         "key": item.key,
         "kind": str(item.kind),
@@ -327,5 +338,6 @@ def _data(item: Item) -> dict[str, Any]:
         "error": item.error or None,
         "same_error_at": list(item.same_error_at),
         "url": item.source_url,
+        "board_url": _board_link(item, board_url) or None,
         "text": sentence(item),
     }

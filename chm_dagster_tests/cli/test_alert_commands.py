@@ -4,10 +4,12 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from chm_dagster.installation import configured
 from chm_dagster_tests.cli.conftest import Chm
 
 START = "2026-03-01T06:00:00Z"
@@ -209,3 +211,14 @@ def test_what_is_to_be_tested_must_be_said(acme: Chm) -> None:
     assert said.startswith("--type: is required, unless there is a RULE")
     [said] = acme("rule", "test", "--type", "consecutive_failures").errors
     assert "threshold: is required for a rule of type consecutive_failures" in said
+
+
+def test_what_waits_for_the_operator_is_listed_last(acme: Chm) -> None:
+    operator = configured().operator()
+    now = datetime.now(UTC)
+    for minutes in (60, 0):  # CHM did not look for an hour.
+        operator.look([], now - timedelta(minutes=minutes))
+    [row] = acme("alert", "messages").json
+    assert (row["channel"], row["destination"], row["state"], row["notices"]) == ("inbox", "operator", "waiting", 1)
+    assert row["clients"] is None
+    assert acme("alert", "messages", "--client", "acme").json == [], "it is about no client"
