@@ -94,9 +94,9 @@ class Installation:
     def board_url(self) -> str | None:
         """Where people find the board, for links in messages; None: nobody has said so."""
         settings = self.settings
-        if settings.board_url is None and settings.database_url is None:  # everything runs on this machine
+        if settings.public_url is None and settings.database_url is None:  # everything runs on this machine
             return f"http://127.0.0.1:{settings.api_port}"
-        return settings.board_url
+        return settings.public_url
 
     def operator(self) -> "Operator":
         """Who is notified of CHM's own blindness."""

@@ -109,7 +109,7 @@ class Settings:
     public_hosts: frozenset[str] | None = None
     api_host: str = "127.0.0.1"
     api_port: int = 8000
-    board_url: str | None = None
+    public_url: str | None = None
     api_token: str | None = dataclasses.field(default=None, repr=False)
     sandbox: str = "auto"
     sandbox_port: int = 8900
@@ -148,7 +148,7 @@ class Settings:
             public_hosts=reader.host_names(PUBLIC_HOSTS),
             api_host=reader.host(API_HOST, "127.0.0.1"),
             api_port=reader.port(API_PORT, 8000),
-            board_url=reader.url(PUBLIC_URL, ("https", "http")),
+            public_url=reader.url(PUBLIC_URL, ("https", "http")),
             api_token=reader.token(API_TOKEN),
             sandbox=reader.choice(SANDBOX, "auto", "on", "off"),
             sandbox_port=reader.port(SANDBOX_PORT, 8900),
