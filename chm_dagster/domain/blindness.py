@@ -108,9 +108,9 @@ def _again(one: ConnectionState, since: datetime, now: datetime) -> str:
 def _why(one: ConnectionState, since: datetime) -> str:
     number = f"{one.pipelines:,} pipeline" + ("" if one.pipelines == 1 else "s")
     if one.is_api:
-        return f"{one.name} is down since {_at(since)}. What {number} would report to it is lost"
+        return f"{one.name} has been down since {_at(since)}. What {number} would report to it is lost"
     why = f": {one.error}" if one.error else ""
-    return f"{one.name} was not read since {_at(since)}{why}. Nothing is known of its {number} since then"
+    return f"{one.name} has not been read since {_at(since)}{why}. Nothing is known of its {number} since then"
 
 
 def _stopped(looked_at: datetime, now: datetime) -> Note:

@@ -57,7 +57,7 @@ def subject(message: Message) -> str:
 
 
 def _same_error(entry: SameError) -> str:
-    return f"same error at {count(len(entry.clients), 'client')}"
+    return f"Same error at {count(len(entry.clients), 'client')}"
 
 
 def _same_error_sentence(entry: SameError) -> str:
@@ -67,7 +67,7 @@ def _same_error_sentence(entry: SameError) -> str:
 
 
 def _also(item: Item) -> str:
-    return f"The same error is new at {listed(list(item.same_error_at), 6)}."
+    return f"Same error within the last 30 minutes: {listed(list(item.same_error_at), 6)}"
 
 
 def sentence(item: Item) -> str:
@@ -78,7 +78,7 @@ def sentence(item: Item) -> str:
     if item.kind is NoticeKind.ENDED:
         return f"no longer watched, because {item.reason}; was open since {since}"
     if item.kind is NoticeKind.CORRECTED:
-        return f"was not so: late data show that {_claim(item)} since {since} is not true"
+        return f"false alarm: late data rule out {_claim(item)} since {since}"
     if item.kind is NoticeKind.RECOVERED:
         return _recovery(item)
     still = "still " if item.kind is NoticeKind.REMINDER else ""
@@ -115,7 +115,7 @@ def _state(item: Item) -> str:
 def _recovery(item: Item) -> str:
     until = item.until or item.since
     if item.rule_type is RuleType.MISSED_RUN and item.evidence.slot is not None:
-        return f"has run at {_at(until)}, {_length(until - item.evidence.slot)} late"
+        return f"ran at {_at(until)}, {_length(until - item.evidence.slot)} late"
     failed = ""
     if item.rule_type in (RuleType.ON_FAILURE, RuleType.CONSECUTIVE_FAILURES, RuleType.FAILURES_IN_WINDOW):
         failed = f", {count(item.evidence.count, 'failed run')}"
@@ -154,8 +154,8 @@ def _remarks(message: Message) -> Iterator[str]:
     """What the receiver is not shown, and why."""
     if message.held_until is not None:
         yield (
-            f"This is message {MAX_OPENINGS} about something new within an hour. New alerts to you are held back until"
-            f" {_at(message.held_until)}; chm alert list shows them."
+            f"You got {MAX_OPENINGS} messages about new problems within an hour. Further ones wait until"
+            f" {_at(message.held_until)}; chm alert list shows the problems."
         )
     if message.unannounced:
         yield (

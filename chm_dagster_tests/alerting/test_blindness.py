@@ -97,7 +97,7 @@ def test_one_blind_partner_blames_no_client_and_is_announced_once_and_once_when_
     monitor.run(60, reads=lambda name: name != "dbt_us")
     assert monitor.about_clients == []
     [(kind, text)] = monitor.about_chm
-    assert (kind, "dbt_us was not read since" in text, "no answer" in text) == (NoteKind.BLIND, True, True)
+    assert (kind, "dbt_us has not been read since" in text, "no answer" in text) == (NoteKind.BLIND, True, True)
     monitor.run(60)
     assert monitor.about_clients == []
     assert [kind for kind, _ in monitor.about_chm] == [NoteKind.BLIND, NoteKind.SEES_AGAIN]
@@ -124,7 +124,7 @@ def test_an_api_that_is_down_is_announced_once_and_once_when_it_is_up_again(
     again = [note.text for note in operator.look([], datetime.now(UTC), api_state(world.engine))]
     assert len(again) == is_announced
     if is_announced:
-        assert "CHM's API is down since" in announced[0]
+        assert "CHM's API has been down since" in announced[0]
         assert "What 1 pipeline would report to it is lost" in announced[0]
         assert "CHM's API is up again" in again[0]
 
