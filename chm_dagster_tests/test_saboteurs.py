@@ -445,8 +445,8 @@ SABOTEURS = (
     Saboteur(
         "alerts: who heard of the beginning hears of the end",
         "alerting/evaluating.py",
-        "notice.episode.receiver or (rule.channel, rule.destination)",
-        "(rule.channel, rule.destination)",
+        "notice.episode.receiver or rule.receiver",
+        "rule.receiver",
         "alerting/test_evaluating.py::test_whoever_was_notified_hears_of_the_end_when_the_receiver_is_changed",
     ),
     Saboteur(
