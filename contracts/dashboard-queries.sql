@@ -257,6 +257,8 @@ ORDER BY
 --   unreadable int8: pipelines whose last sync failed
 --   read_at timestamptz: when the last complete sync of any of them started; null if there was none
 --   oldest_read_at timestamptz: of the pipeline that was read longest ago; null if one was never read
+--   stale_at timestamptz: until when the newest of these syncs says how its pipeline is; null if there was none
+--   oldest_stale_at timestamptz: the earliest such time of its pipelines; null if one was never read
 --   failing_since timestamptz: since when none of them can be read; null if the partner answers for one
 --   error_code text: the kind of the latest error, such as credentials_refused; null if all can be read
 --   error text: the latest error; null if all can be read
@@ -268,6 +270,8 @@ SELECT
     max(t.observed_through) AS read_at,
     -- min() ignores nulls.
     CASE WHEN count(t.observed_through) = count(*) THEN min(t.observed_through) END AS oldest_read_at,
+    max(reads.stale_at) AS stale_at,
+    CASE WHEN count(reads.stale_at) = count(*) THEN min(reads.stale_at) END AS oldest_stale_at,
     -- A partner that no longer knows a pipeline answers all the same. One that was not tried yet shows nothing.
     CASE
         WHEN count(*) FILTER (
@@ -281,6 +285,8 @@ SELECT
         FILTER (WHERE t.sync_failing_since IS NOT NULL))[1] AS error
 FROM active_pipelines(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
 JOIN pipelines AS t ON t.id = p.pipeline_id
+-- As in health_of(): a sync that did not say how long it counts, counts for half an hour.
+CROSS JOIN LATERAL (SELECT coalesce(t.stale_at, t.observed_through + interval '30 minutes') AS stale_at) AS reads
 WHERE t.external_id IS NOT NULL AND coalesce(t.connection, '') NOT LIKE 'openlineage:%'
 GROUP BY t.platform, t.connection
 ORDER BY t.platform, t.connection NULLS FIRST;

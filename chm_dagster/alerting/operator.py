@@ -101,4 +101,7 @@ class Operator:
 
 def _state_of(row: Mapping[str, Any]) -> ConnectionState:
     name = row["connection"] or f"{row['platform']} (default)"
-    return ConnectionState(name, row["pipelines"], row["oldest_read_at"], row["failing_since"], row["error"] or "")
+    error, stale_at = row["error"] or "", row["oldest_stale_at"]
+    return ConnectionState(
+        name, row["pipelines"], row["oldest_read_at"], row["failing_since"], error, stale_at=stale_at
+    )

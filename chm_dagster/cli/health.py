@@ -28,7 +28,6 @@ from chm_dagster.presentation.columns import (
     FAILING,
     FLAKY,
     LATEST,
-    STALE,
     Question,
     Row,
     ago,
@@ -37,6 +36,7 @@ from chm_dagster.presentation.columns import (
     for_people,
     freshness,
     is_blind,
+    is_stopped,
     last_sync,
 )
 from chm_dagster.settings import Settings
@@ -240,9 +240,8 @@ def _examine_credentials(settings: Settings) -> Iterator[Finding]:
 
 
 def _examine_syncs(connections: Sequence[Row], now: datetime) -> Iterator[Finding]:
-    newest = last_sync(connections)
     if connections:
-        well = newest is not None and now - newest <= STALE
+        well = not is_stopped(connections, now)
         fix = "" if well else "start `chm up`, or Dagster's daemon, and turn sync_schedule on; or run chm ingest"
         yield Finding("last sync", well, freshness(connections, now), fix)
     else:

@@ -68,7 +68,10 @@ def select(installation: Installation, clients: list[str], pipelines: list[str])
             raise NotFound(f"--client: no ingested pipelines of a client {slug!r}; see `chm status`")
     for key in pipelines:
         if all(p.key != key for p in known):
-            raise NotFound(f"--pipeline: no ingested pipeline {key!r}; write it as client-slug/pipeline-slug")
+            raise NotFound(
+                f"--pipeline: no ingested pipeline {key!r}; write it as client-slug/pipeline-slug. A pipeline is"
+                " ingested if it and its client are active and it has an external id"
+            )
     return [p.key for p in known if _wanted(p, clients, pipelines)]
 
 

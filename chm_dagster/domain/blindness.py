@@ -11,13 +11,13 @@ from uuid import UUID, uuid5
 
 import msgspec
 
+from chm_dagster.domain.sync import FRESH_FOR
+
 _NAMESPACE = UUID("4f6b1f0c-2a55-4c7a-9d2e-93a2c5c8a001")
 STOPPED_AFTER = timedelta(minutes=10)
 """So long without an evaluation, CHM was stopped."""
 REFUSED_AFTER = timedelta(minutes=10)
 """How long a connection may fail before it is announced."""
-UNREAD_AFTER = timedelta(minutes=30)
-"""How long a connection may be without a complete sync before it is announced."""
 
 
 class NoteKind(enum.StrEnum):
@@ -40,6 +40,7 @@ class ConnectionState(msgspec.Struct, frozen=True):
     """How reading a connection goes. `read_at` is that of the pipeline that was read longest ago; None: never.
 
     `is_api`: it is CHM's own API, to which jobs report their own runs; what they send while it is down is lost.
+    `stale_at` is until when the sync of that pipeline says how it is.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ConnectionState(msgspec.Struct, frozen=True):
     failing_since: datetime | None
     error: str
     is_api: bool = False
+    stale_at: datetime | None = None
 
 
 class Watch(msgspec.Struct, frozen=True):
@@ -85,7 +87,12 @@ def _blind_since(one: ConnectionState, running_since: datetime, now: datetime) -
     if one.failing_since is not None and now - max(one.failing_since, running_since) >= REFUSED_AFTER:
         return one.failing_since
     read = one.read_at or running_since
-    return read if now - max(read, running_since) > UNREAD_AFTER else None
+    return read if now - max(read, running_since) > _fresh_for(one) else None
+
+
+def _fresh_for(one: ConnectionState) -> timedelta:
+    """How long a complete sync of the connection counts: until scheduled ones were missed."""
+    return FRESH_FOR if one.read_at is None or one.stale_at is None else one.stale_at - one.read_at
 
 
 def _reads_again(one: ConnectionState, since: datetime, running_since: datetime, now: datetime) -> bool:
@@ -93,7 +100,7 @@ def _reads_again(one: ConnectionState, since: datetime, running_since: datetime,
         one.failing_since is None
         and one.read_at is not None
         and one.read_at > since
-        and now - one.read_at <= UNREAD_AFTER
+        and now - one.read_at <= _fresh_for(one)
     )
 
 

@@ -26,9 +26,8 @@ from chm_dagster.domain.alerts import (
 from chm_dagster.domain.rules import RuleType
 from chm_dagster.domain.runs import BEFORE_ALL, RunKind, RunStatus
 from chm_dagster.domain.schedule import EARLY, Slots, awaited, slots_of
+from chm_dagster.domain.sync import FRESH_FOR
 
-BEHIND = timedelta(minutes=30)
-"""How old the knowledge of a pipeline may be for "nothing is wrong"."""
 DEFAULT_GRACE = timedelta(minutes=15)
 """How late a run may be where nothing else is set."""
 MAX_LISTED = 5
@@ -58,7 +57,7 @@ def verdict(
         return undecided
     if (last := next((span for span in reversed(found) if span.until is None), None)) is not None:
         return Verdict(State.FIRING, last.since, last.evidence)
-    if coverage.known_through is None or (coverage.stale_at or coverage.known_through + BEHIND) < now:
+    if coverage.known_through is None or (coverage.stale_at or coverage.known_through + FRESH_FOR) < now:
         return Verdict.unknown(Doubt.BLIND, "not read recently enough")
     if reason := _no_ground(condition, runs, coverage, now):
         return Verdict.unknown(Doubt.TOO_NEW, reason)

@@ -103,7 +103,8 @@ class Classifier:
             return Failure(AuthError(what), status=status)
         if 300 <= status < 400:
             to = redirect_host(response.headers.get("location", ""), self.address)
-            what = f"redirect ({status}) to {to} not followed; set base_url to the final address"
+            hint = "check the credentials if that is a login page, else set base_url to the final address"
+            what = f"redirect ({status}) to {to} not followed; {hint}"
             return Failure(Misconfigured(self.message(path, what)))
         if status == 408 or (status >= 500 and status not in (501, 505)):
             return Failure(Transient(self.message(path, f"answered {status}")), retry=True)

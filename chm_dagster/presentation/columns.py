@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from chm_dagster.domain.error_text import error_summary
@@ -269,10 +269,6 @@ MESSAGES = Question(
 )
 
 
-STALE = timedelta(minutes=30)
-"""If nothing was read for this long, CHM itself is probably not running."""
-
-
 def freshness(connections: Sequence[Row], now: datetime) -> str:
     """How recently partners were read, in a sentence, from the rows of `connections`."""
     if not connections:
@@ -280,7 +276,7 @@ def freshness(connections: Sequence[Row], now: datetime) -> str:
     newest = last_sync(connections)
     if newest is None:
         return "No partner has been read yet: is CHM running?"
-    if now - newest > STALE:
+    if is_stopped(connections, now):
         return f"Nothing was read since {to_the_minute(newest)} UTC ({ago(newest, now)}): is CHM running?"
     blind = [(row, row["unreadable"] or row["pipelines"]) for row in connections if is_blind(row, now)]
     names = [
@@ -292,9 +288,14 @@ def freshness(connections: Sequence[Row], now: datetime) -> str:
 
 
 def is_blind(row: Row, now: datetime) -> bool:
-    """Whether a pipeline of a connection cannot be read, or was not for too long; of a row of `connections`."""
-    oldest = row["oldest_read_at"]
-    return bool(row["unreadable"]) or row["failing_since"] is not None or oldest is None or now - oldest > STALE
+    """Whether a pipeline of a connection cannot be read, or is behind; of a row of `connections`."""
+    stale_at = row["oldest_stale_at"]
+    return bool(row["unreadable"]) or row["failing_since"] is not None or stale_at is None or stale_at < now
+
+
+def is_stopped(connections: Sequence[Row], now: datetime) -> bool:
+    """Whether every connection is behind, so that CHM itself is probably not running; of the rows of `connections`."""
+    return all(row["stale_at"] is None or row["stale_at"] < now for row in connections)
 
 
 def last_sync(connections: Sequence[Row]) -> datetime | None:

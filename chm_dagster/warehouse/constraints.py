@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from chm_dagster.domain.pipelines import PUSHED, Environment, PipelineType, Platform
 from chm_dagster.domain.rules import Channel, RuleType
 from chm_dagster.domain.runs import RunKind, RunStatus
-from chm_dagster.domain.sync import SyncErrorCode
+from chm_dagster.domain.sync import FRESH_FOR, SyncErrorCode
 from chm_dagster.errors import Conflict, InputError, NotFound
 from chm_dagster.warehouse.engine import Engine, database_errors
 
@@ -244,7 +244,8 @@ FROM pipelines AS p
 JOIN clients AS c ON c.id = p.client_id
 WHERE p.is_active AND c.is_active AND p.external_id IS NOT NULL
   AND coalesce(p.connection, '') NOT LIKE :pushed
-  AND (p.observed_through IS NULL OR p.observed_through < :limit_ OR p.synced_through > :now)
+  AND (p.observed_through IS NULL OR coalesce(p.stale_at, p.observed_through + :fresh_for) < :now
+       OR p.synced_through > :now)
 ORDER BY p.observed_through NULLS FIRST, 1
 LIMIT :listed
 """
@@ -260,12 +261,12 @@ def impossible_runs(engine: sa.Engine, pipeline_ids: list[str]) -> list[dict[str
     return _offenders(engine, _IMPOSSIBLE, pipeline_ids=pipeline_ids)
 
 
-def pipelines_behind(engine: sa.Engine, limit: datetime, now: datetime) -> list[dict[str, Any]]:
-    """Ingested pipelines that were not read since `limit`, or whose watermark lies after `now`.
+def pipelines_behind(engine: sa.Engine, now: datetime) -> list[dict[str, Any]]:
+    """Ingested pipelines whose last complete sync is too old at `now`, or whose watermark lies after it.
 
     Of each: `pipeline`, `observed_through`, `synced_through`.
     """
-    return _offenders(engine, _BEHIND, limit_=limit, now=now, pushed=PUSHED + "%")
+    return _offenders(engine, _BEHIND, fresh_for=FRESH_FOR, now=now, pushed=PUSHED + "%")
 
 
 def _offenders(engine: sa.Engine, query: str, **parameters: Any) -> list[dict[str, Any]]:

@@ -178,8 +178,11 @@ def test_a_state_that_cannot_be_read_begins_anew(tmp_path: Path) -> None:
     assert operator.look([], at(4)) == []
 
 
-def state(read_at: datetime | None, failing_since: datetime | None = None) -> ConnectionState:
-    return ConnectionState("airflow", 3, read_at, failing_since, "refused" if failing_since else "")
+def state(
+    read_at: datetime | None, failing_since: datetime | None = None, stale_at: datetime | None = None
+) -> ConnectionState:
+    error = "refused" if failing_since else ""
+    return ConnectionState("airflow", 3, read_at, failing_since, error, stale_at=stale_at)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +190,8 @@ def state(read_at: datetime | None, failing_since: datetime | None = None) -> Co
     [
         (state(at(3.6)), False),
         (state(at(3.4)), True),
+        (state(at(1), stale_at=at(4.1)), False),
+        (state(at(1), stale_at=at(3.9)), True),
         (state(at(3.9), at(3.9)), False),
         (state(at(3.9), at(3.8)), True),
         (state(None), True),

@@ -91,7 +91,7 @@ def test_a_table_of_runs_says_how_long_ago_how_long_and_why(acme: Chm) -> None:
         ),
         ("list acme/orders --since 1h --until 2h", "since: not before until; send an earlier time"),
         ("list acme/orders --limit 0", "--limit: must be at least 1"),
-        ("get acme/orders nope", "no run 'nope' of pipeline"),
+        ("get acme/orders nope", "acme/orders has no run 'nope'"),
     ],
 )
 def test_a_wrong_value_is_reported_in_one_line_with_the_valid_ones(acme: Chm, words: str, said: str) -> None:

@@ -390,7 +390,7 @@ def test_connections_show_how_recently_they_were_read_and_why_not(engine: sa.Eng
         watch(engine, "S", name)
     failing = {"sync_error": "401 from the partner", "sync_error_code": "credentials_refused"}
     facts_of(engine, "a", observed_through=now - 2 * HOUR)
-    facts_of(engine, "b", observed_through=now - HOUR, sync_attempted_at=now)
+    facts_of(engine, "b", observed_through=now - HOUR, stale_at=now + HOUR, sync_attempted_at=now)
     for name, hours in (("c", 3), ("d", 2)):
         facts_of(engine, name, connection="east", observed_through=None, sync_attempted_at=now, **failing)
         facts_of(engine, name, sync_failing_since=now - hours * HOUR)
@@ -403,6 +403,12 @@ def test_connections_show_how_recently_they_were_read_and_why_not(engine: sa.Eng
         (None, 2, 0, now - HOUR, now - 2 * HOUR, None, None),
         ("east", 2, 2, None, None, now - 2 * HOUR, "credentials_refused"),
         ("west", 1, 1, now, now, None, "not_at_partner"),
+    ]
+    half = HOUR / 2
+    assert [(row["stale_at"], row["oldest_stale_at"]) for row in ask(engine, "connections")] == [
+        (now + HOUR, now - 2 * HOUR + half),
+        (None, None),
+        (now + half, now + half),
     ]
     facts_of(engine, "c", observed_through=now)
     east = ask(engine, "connections")[1]

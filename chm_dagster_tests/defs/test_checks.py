@@ -166,9 +166,18 @@ def test_rejected_records_are_a_warning_and_many_an_error(
 
 def test_a_stale_watermark_is_noticed(deployment: Deployment) -> None:
     deployment.sync()
-    execute(deployment, "UPDATE pipelines SET observed_through = now(), synced_through = now() - interval '9 days'")
+    execute(
+        deployment,
+        "UPDATE pipelines SET observed_through = now(), stale_at = NULL, synced_through = now() - interval '9 days'",
+    )
     assert run_checks(deployment)["inventory_is_synced"].passed
-    execute(deployment, "UPDATE pipelines SET observed_through = now() - interval '31 minutes' WHERE slug = 'a'")
+    # By a schedule that runs once a day, a sync of yesterday counts.
+    execute(
+        deployment,
+        "UPDATE pipelines SET observed_through = now() - interval '1 day', stale_at = now() + interval '1 hour'",
+    )
+    assert run_checks(deployment)["inventory_is_synced"].passed
+    execute(deployment, "UPDATE pipelines SET stale_at = now() - interval '1 minute' WHERE slug = 'a'")
     check = run_checks(deployment)["inventory_is_synced"]
     assert not check.passed
     assert check.metadata["pipelines"].value == ["acme/a"]
@@ -184,7 +193,7 @@ def test_a_due_time_that_is_out_of_date_is_noticed(deployment: Deployment) -> No
 
 def test_a_watermark_in_the_future_is_noticed(deployment: Deployment) -> None:
     deployment.sync()
-    execute(deployment, "UPDATE pipelines SET observed_through = now(), synced_through = now()")
+    execute(deployment, "UPDATE pipelines SET observed_through = now(), stale_at = NULL, synced_through = now()")
     execute(deployment, "UPDATE pipelines SET synced_through = now() + interval '1 hour' WHERE slug = 'a'")
     check = run_checks(deployment)["inventory_is_synced"]
     assert (check.passed, check.metadata["pipelines"].value) == (False, ["acme/a"])

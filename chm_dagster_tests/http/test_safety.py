@@ -92,7 +92,8 @@ def test_no_redirect_is_followed(status: int) -> None:
                 return str(caught.value), canary.connections, len(server.requests)
 
     assert asyncio.run(scene()) == (
-        f"connection acme: /runs: redirect ({status}) to localhost not followed; set base_url to the final address",
+        f"connection acme: /runs: redirect ({status}) to localhost not followed; check the credentials if that is "
+        "a login page, else set base_url to the final address",
         0,
         1,
     )

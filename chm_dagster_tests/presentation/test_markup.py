@@ -98,10 +98,16 @@ def test_values_are_written_as_people_read_them(value: Any, kind: Kind, text: st
 
 
 def read(
-    connection: str | None, before: timedelta | None, failing: bool = False, unreadable: int = 0, oldest: str = "same"
+    connection: str | None,
+    before: timedelta | None,
+    failing: bool = False,
+    unreadable: int = 0,
+    oldest: str = "same",
+    lasts: timedelta = timedelta(minutes=30),
 ) -> dict[str, Any]:
-    """A row of `connections`."""
+    """A row of `connections`; a sync counts for `lasts`."""
     read_at = None if before is None else NOW - before
+    stale_at = None if read_at is None else read_at + lasts
     return {
         "platform": "dbt",
         "connection": connection,
@@ -109,6 +115,8 @@ def read(
         "unreadable": 12 if failing else unreadable,
         "read_at": read_at,
         "oldest_read_at": read_at if oldest == "same" else None,
+        "stale_at": stale_at,
+        "oldest_stale_at": stale_at if oldest == "same" else None,
         "failing_since": NOW if failing else None,
     }
 
@@ -120,6 +128,7 @@ def read(
         ([read("a", None)], "No partner has been read yet: is CHM running?"),
         ([read("a", timedelta(minutes=4)), read("b", timedelta(minutes=29))], "Synced 4 min ago."),
         ([read("a", timedelta(minutes=4)), read("b", timedelta(hours=9))], "Synced 4 min ago. Not read: b."),
+        ([read("a", timedelta(hours=9), lasts=timedelta(days=2))], "Synced 9 h ago."),
         ([read("a", timedelta(minutes=4)), read("b", None)], "Synced 4 min ago. Not read: b."),
         ([read("a", timedelta(minutes=4), oldest="never")], "Synced 4 min ago. Not read: a."),
         (

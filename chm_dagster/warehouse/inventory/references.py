@@ -42,6 +42,10 @@ def is_pipeline(ref: Ref) -> sa.ColumnElement[bool]:
     return sa.and_(clients.c.slug == client, pipelines.c.slug == pipeline)
 
 
+PIPELINE_KEY = clients.c.slug + "/" + pipelines.c.slug
+"""The key of a pipeline, in a query that joins its client."""
+
+
 def pipeline_condition(ref: Ref) -> tuple[str, dict[str, Any]]:
     """The same condition for SQL text over `pipelines AS p` and `clients AS c`, and its parameters."""
     wanted = as_id(ref)

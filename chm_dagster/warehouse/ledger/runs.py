@@ -23,10 +23,12 @@ from chm_dagster.warehouse import paging
 from chm_dagster.warehouse.constraints import reading, writing
 from chm_dagster.warehouse.engine import Engine, database_errors
 from chm_dagster.warehouse.inventory.references import (
+    PIPELINE_KEY,
     Ref,
     pipeline_condition,
     pipeline_id,
     select_client,
+    select_pipeline,
     unknown_client,
     unknown_pipeline,
 )
@@ -98,8 +100,9 @@ class Runs:
         with reading(self._engine) as connection:
             owner = pipeline_id(connection, pipeline_ref)
             row = find(connection, owner, external_run_id) if _may_be_run_id(external_run_id) else None
+            key = None if row is not None else connection.scalar(select_pipeline(owner, PIPELINE_KEY))
         if row is None:
-            raise NotFound(f"no run '{shown(external_run_id)}' of pipeline '{shown(pipeline_ref)}'")
+            raise NotFound(f"{key} has no run '{shown(external_run_id)}'")
         return as_run(row)
 
     def list(
