@@ -16,7 +16,10 @@ from chm_dagster.local.postgres import EmbeddedPostgres
 from chm_dagster.warehouse import schema
 from chm_dagster.warehouse.engine import make_engine
 
-settings.register_profile("chm", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# A failure prints what repeats it.
+settings.register_profile(
+    "chm", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 settings.load_profile("chm")
 
 _numbers = count(1)

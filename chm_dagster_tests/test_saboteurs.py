@@ -128,6 +128,13 @@ SABOTEURS = (
         "        if False:\n",
         "ingestion/test_watermark.py::test_a_watermark_in_the_future_is_pulled_back_and_the_gap_is_read",
     ),
+    Saboteur(
+        "a clock that is hours off leaves a doubt",
+        "ingestion/merge_landing.py",
+        "doubt=doubt or doubt_of_times,",
+        "doubt=doubt,",
+        "ingestion/test_watermark.py::test_a_date_header_that_is_ahead_loses_nothing_and_is_reported",
+    ),
     # Slow partners (3)
     Saboteur(
         "connections are read side by side",
@@ -202,6 +209,34 @@ SABOTEURS = (
         "        if isinstance(error, ResponseTooLarge):\n            return self._smaller()\n",
         "",
         "partners/test_large_responses.py",
+    ),
+    Saboteur(
+        "records that were rejected leave a doubt",
+        "domain/sync.py",
+        "    if rejected:\n",
+        "    if False:\n",
+        "ingestion/test_doubt.py::test_a_rejected_newest_record_is_unknown_until_a_sync_reads_it",
+    ),
+    Saboteur(
+        "status words that nobody knows leave a doubt",
+        "domain/sync.py",
+        "if unknown := sum(unknown_statuses.values()):",
+        "if unknown := 0:",
+        "ingestion/test_doubt.py::test_a_status_that_is_not_known_is_neither_healthy_nor_late_nor_overrunning",
+    ),
+    Saboteur(
+        "the watermark waits for records that were rejected",
+        "ingestion/merge_landing.py",
+        "            through, needs_run = held_back(through, pipeline.synced_through)\n",
+        "            pass\n",
+        "ingestion/test_doubt.py::test_the_watermark_waits_a_day_for_a_record_that_was_rejected",
+    ),
+    Saboteur(
+        "a doubt lasts until a run comes where its records are not read again",
+        "warehouse/ledger/syncs.py",
+        '_DOUBT_STAYS = "p.doubt_needs_run AND NOT w.has_news"',
+        '_DOUBT_STAYS = "false AND w.has_news"',
+        "ingestion/test_doubt.py::test_records_before_the_time_that_is_read_again_leave_a_doubt_until_a_run_comes",
     ),
     # Callers without a token (7)
     Saboteur(
@@ -364,6 +399,34 @@ SABOTEURS = (
         "if lost < base + condition.window and heard > base:",
         "if False:",
         "unit/test_alert_evaluation.py::test_no_success_in_a_window",
+    ),
+    Saboteur(
+        "alerts: what is in doubt is not claimed",
+        "warehouse/alerts.py",
+        "if known is not None and row.doubt_since is not None:",
+        "if False:",
+        "alerting/test_evaluating.py::test_records_that_could_not_be_understood_accuse_nobody",
+    ),
+    Saboteur(
+        "alerts: a heartbeat that may be lost is not missed",
+        "warehouse/alerts.py",
+        "return Coverage(now, gaps)",
+        "return Coverage(now)",
+        "alerting/test_evaluating.py::test_a_heartbeat_that_may_have_been_lost_while_the_api_was_down_accuses_nobody",
+    ),
+    Saboteur(
+        "a silence of the API is kept as an outage",
+        "warehouse/api_uptime.py",
+        "WHEN c.heard_through < statement_timestamp() - :longest THEN (",
+        "WHEN c.heard_through < statement_timestamp() - 1000 * CAST(:longest AS interval) THEN (",
+        "warehouse/test_api_uptime.py::test_a_silence_is_a_gap_while_it_lasts_and_afterwards",
+    ),
+    Saboteur(
+        "an API that starts notes that it was not up",
+        "api/app.py",
+        "run_sync(mark_api_up, engine)",
+        "run_sync(lambda _: None, engine)",
+        "warehouse/test_api_uptime.py::test_the_api_notes_that_it_is_up_as_soon_as_it_answers_and_when_it_stops",
     ),
     Saboteur(
         "alerts: unknown closes nothing",

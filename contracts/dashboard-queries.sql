@@ -260,8 +260,8 @@ ORDER BY
 --   stale_at timestamptz: until when the newest of these syncs says how its pipeline is; null if there was none
 --   oldest_stale_at timestamptz: the earliest such time of its pipelines; null if one was never read
 --   failing_since timestamptz: since when none of them can be read; null if the partner answers for one
---   error_code text: the kind of the latest error, such as credentials_refused; null if all can be read
---   error text: the latest error; null if all can be read
+--   error_code text: the kind of the latest error, such as credentials_refused, or else warning (clock_skew)
+--   error text: the latest error, or else warning; null if nothing is wrong
 SELECT
     t.platform,
     t.connection,
@@ -279,10 +279,10 @@ SELECT
               AND (t.sync_failing_since IS NULL OR t.sync_error_code = 'not_at_partner')
         ) = 0 THEN max(t.sync_failing_since)
     END AS failing_since,
-    (array_agg(t.sync_error_code ORDER BY t.sync_attempted_at DESC, t.id)
-        FILTER (WHERE t.sync_failing_since IS NOT NULL))[1] AS error_code,
-    (array_agg(t.sync_error ORDER BY t.sync_attempted_at DESC, t.id)
-        FILTER (WHERE t.sync_failing_since IS NOT NULL))[1] AS error
+    (array_agg(t.sync_error_code ORDER BY t.sync_failing_since IS NULL, t.sync_attempted_at DESC, t.id)
+        FILTER (WHERE t.sync_error IS NOT NULL))[1] AS error_code,
+    (array_agg(t.sync_error ORDER BY t.sync_failing_since IS NULL, t.sync_attempted_at DESC, t.id)
+        FILTER (WHERE t.sync_error IS NOT NULL))[1] AS error
 FROM active_pipelines(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
 JOIN pipelines AS t ON t.id = p.pipeline_id
 -- As in health_of(): a sync that did not say how long it counts, counts for half an hour.

@@ -141,16 +141,21 @@ def _by_connection(connections: list[dict[str, Any]], now: datetime) -> Iterator
     behind = GaugeMetricFamily(
         "chm_connection_seconds_behind", "Seconds since the start of the connection's last complete sync", labels=labels
     )
+    errors = GaugeMetricFamily(
+        "chm_connection_error", "1 for the kind of the connection's latest error or warning", labels=[*labels, "code"]
+    )
     newest = GaugeMetricFamily("chm_last_sync_timestamp_seconds", "When the newest complete sync started, Unix time")
     for row in connections:
         name = [row["platform"], row["connection"] or ""]
         up.add_metric(name, int(row["failing_since"] is None and row["read_at"] is not None))
+        if row["error_code"] is not None:
+            errors.add_metric([*name, row["error_code"]], 1)
         if row["read_at"] is not None:
             behind.add_metric(name, (now - row["read_at"]).total_seconds())
     last = max((row["read_at"] for row in connections if row["read_at"] is not None), default=None)
     if last is not None:
         newest.add_metric([], last.timestamp())
-    yield from (up, behind, newest)
+    yield from (up, behind, errors, newest)
 
 
 _EPISODE_STATES = ("announced", "acknowledged", "unannounced")

@@ -259,5 +259,7 @@ def _examine_syncs(connections: Sequence[Row], now: datetime) -> Iterator[Findin
             behind = "never read" if oldest is None else f"last read {ago(oldest, now)}"
             found = f"{read}; of its {count(row['pipelines'], 'pipeline')}, the one furthest behind was {behind}"
             yield Finding(f"connection {name}", False, found, "run chm ingest, and see its report")
+        elif row["error"]:
+            yield Finding(f"connection {name}", False, f"{read}; {row['error']}", "correct the clock that is wrong")
         else:
             yield Finding(f"connection {name}", True, f"{read}, {count(row['pipelines'], 'pipeline')}")

@@ -123,6 +123,16 @@ def no_rejected_records(
     )
 
 
+@dg.asset_check(asset=RUNS, description="Partners' clocks agree with CHM's.")
+def clocks_agree(context: dg.AssetCheckExecutionContext, landing: dg.ResourceParam[LandingZone]) -> dg.AssetCheckResult:
+    """A clock that is wrong loses no run, but makes times of runs wrong, so that nobody can say which one is late."""
+    _, report = _last(context, landing)
+    wrong = {p.key: p.warning for p in report.pipelines.values() if p.warning}
+    return dg.AssetCheckResult(
+        passed=not wrong, severity=dg.AssetCheckSeverity.WARN, metadata={"pipelines": _some(wrong)}
+    )
+
+
 @dg.asset_check(asset=RUNS, description="No ingested pipeline is behind: scheduled syncs have read all of them.")
 def inventory_is_synced(warehouse: dg.ResourceParam[Warehouse]) -> dg.AssetCheckResult:
     """Freshness, whatever the cause, and watermarks that no clock can have shown."""

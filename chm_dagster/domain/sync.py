@@ -31,6 +31,8 @@ from chm_dagster.errors import (
 MAX_SYNC_ERROR_CHARS = 1_000
 SKEW_TOLERANCE = timedelta(minutes=2)
 """How far two clocks may be apart before CHM reports it."""
+SKEW_DOUBTED = timedelta(minutes=15)
+"""A clock that is further off than runs may be late, unless more is allowed, does not say whether one is."""
 MAX_DOUBT_CHARS = 500
 READ_AGAIN = timedelta(days=1)
 """How far back the watermark stays for records that could not be understood: each sync reads them once more."""
@@ -125,6 +127,35 @@ def held_back(through: datetime | None, before: datetime | None) -> tuple[dateti
         return None, False
     earliest = through - READ_AGAIN
     return (earliest, True) if before is None or before < earliest else (min(before, through), False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Clocks:
+    """How far a partner's clock is `apart` from ours, and the warning about it if that is more than requests take."""
+
+    apart: timedelta = timedelta(0)
+    warning: str | None = None
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the times of runs do not say how their pipeline is; None: they do."""
+        return self.warning if abs(self.apart) > SKEW_DOUBTED else None
+
+
+def clocks(server_time: datetime | None, now: datetime, ahead: Sequence[timedelta]) -> Clocks:
+    """What the partner's `Date` and how far ends of runs lay `ahead` of our clock show about the partner's."""
+    skew = clock_skew(server_time, now)
+    if skew is not None:
+        return Clocks(skew, f"the partner's Date header is {_apart(skew)} CHM's clock; set both clocks by NTP")
+    most = max(ahead, default=timedelta(0))
+    if most <= SKEW_TOLERANCE:
+        return Clocks()
+    return Clocks(most, f"runs ended up to {_apart(most)} CHM's clock; set both clocks by NTP")
+
+
+def _apart(skew: timedelta) -> str:
+    minutes = round(abs(skew).total_seconds() / 60)
+    return f"{minutes} minutes {'ahead of' if skew > timedelta(0) else 'behind'}"
 
 
 def doubt_about(rejected: int, reasons: Sequence[str], unknown_statuses: Mapping[str, int]) -> str | None:

@@ -13,12 +13,11 @@ from chm_dagster.domain.pipelines import IngestedPipeline
 from chm_dagster.domain.runs import KnownDetails, Observation, Rejection
 from chm_dagster.domain.sync import (
     SAMPLES,
-    SKEW_TOLERANCE,
     IngestReport,
     PipelineReport,
     StreamFacts,
     SyncErrorCode,
-    clock_skew,
+    clocks,
     doubt_about,
     error_code,
     held_back,
@@ -252,17 +251,22 @@ class _Reader:
             has_untimed=any(one.records for one in seen),
         )
         through = watermark(facts, done.overlap, self.share.proven(self.started_at))
-        warning = _skew(done, [one.ahead for one in seen])
+        found = clocks(done.server_time, done.observed_at, [one.ahead for one in seen if one.ahead is not None])
         for pipeline in self.share.of(done.external_ids):
             row = self.share.rows[pipeline.id]
             if pipeline.id in self.repointed:
                 row.error = _REPOINTED
                 continue
-            row.warning = row.warning or warning
-            self.completed.append(self._complete(pipeline, row, through, done))
+            row.warning = row.warning or found.warning
+            self.completed.append(self._complete(pipeline, row, through, done, found.doubt))
 
     def _complete(
-        self, pipeline: IngestedPipeline, row: PipelineReport, through: datetime | None, done: PipelinesSynced
+        self,
+        pipeline: IngestedPipeline,
+        row: PipelineReport,
+        through: datetime | None,
+        done: PipelinesSynced,
+        doubt_of_times: str | None,
     ) -> CompletedSync:
         doubt = doubt_about(row.counts.rejected, row.rejections, row.unknown_statuses)
         needs_run = False
@@ -276,7 +280,7 @@ class _Reader:
             row.warning,
             known_through=done.observed_at - done.overlap,
             stale_at=done.observed_at + self.share.partner.fresh_for,
-            doubt=doubt,
+            doubt=doubt or doubt_of_times,
             doubt_needs_run=needs_run,
         )
 
@@ -332,17 +336,3 @@ def _note_times(seen: _Seen, observation: Observation) -> None:
         and (seen.ahead is None or end - observation.observed_at > seen.ahead)
     ):
         seen.ahead = end - observation.observed_at
-
-
-def _skew(done: PipelinesSynced, ahead: Sequence[timedelta | None]) -> str | None:
-    """The warning about clocks that disagree, if they do."""
-    skew = clock_skew(done.server_time, done.observed_at)
-    if skew is not None:
-        return f"the partner's Date header is {_apart(skew)} CHM's clock; set both clocks by NTP"
-    most = max((one for one in ahead if one is not None), default=timedelta(0))
-    return f"runs ended up to {_apart(most)} CHM's clock; set both clocks by NTP" if most > SKEW_TOLERANCE else None
-
-
-def _apart(skew: timedelta) -> str:
-    minutes = round(abs(skew).total_seconds() / 60)
-    return f"{minutes} minutes {'ahead of' if skew > timedelta(0) else 'behind'}"

@@ -1,5 +1,6 @@
 """Evaluation over a real database: which rules look at which pipelines, and what is committed."""
 
+import json
 import random
 from datetime import timedelta
 from typing import Any
@@ -287,6 +288,33 @@ def test_a_partner_that_cannot_be_read_accuses_nobody(world: World) -> None:
     assert (report.open_episodes, world.messages()) == (0, [])
     world.known(200, pipeline)
     assert world.evaluate(200).open_episodes == 3
+
+
+def test_records_that_could_not_be_understood_accuse_nobody(world: World) -> None:
+    pipeline = world.pipeline(schedule_cron="0 * * * *", grace_minutes=0)
+    for kind, window in (("missed_run", None), ("no_success_in_window", 120), ("running_too_long", 60)):
+        world.rule(kind, window_minutes=window)
+    world.runs(pipeline, "S1 R2")
+    world.set("pipelines", pipeline, due_at=at(3), doubt="1 record of the last sync was rejected", doubt_since=at(2.5))
+    world.known(6, pipeline)
+    assert (world.evaluate(6).open_episodes, world.messages()) == (0, [])
+    world.set("pipelines", pipeline, doubt=None, doubt_since=None)
+    assert world.evaluate(6.1).open_episodes == 3
+
+
+@pytest.mark.parametrize(("heard", "said"), [(2.5, ["opened acme/orders"]), (3.5, [])], ids=["before", "since"])
+def test_a_heartbeat_that_may_have_been_lost_while_the_api_was_down_accuses_nobody(
+    world: World, heard: float, said: list[str]
+) -> None:
+    pipeline = world.pipeline(pushed=True, schedule_cron="0 * * * *", grace_minutes=0)
+    world.rule("missed_run")
+    world.runs(pipeline, "S2")
+    world.set("pipelines", pipeline, due_at=at(3))
+    gap = {"lost": at(2.4).isoformat(), "heard": at(heard).isoformat()}
+    owner = rows(world.engine, "SELECT client_id FROM pipelines")[0]["client_id"]
+    world.set("clients", owner, api_gaps=json.dumps([gap]))
+    world.evaluate(3.6)
+    assert world.taken() == said
 
 
 def test_a_pipeline_that_its_partner_no_longer_knows_keeps_its_episode(world: World) -> None:

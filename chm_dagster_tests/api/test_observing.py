@@ -190,6 +190,8 @@ def test_connections_say_whether_they_can_be_read_and_how_long_ago_they_were(api
     behind = {key[1]: value for key, value in found.items() if key[0] == "chm_connection_seconds_behind"}
     assert up == {"read": 1, "refused": 0, "new": 0}
     assert behind.keys() == {"read", "refused"}
+    errors = {key[1:]: value for key, value in found.items() if key[0] == "chm_connection_error"}
+    assert errors == {("credentials_refused", "refused", "custom"): 1}
     assert min(behind.values()) >= 100
     assert time.time() - found[("chm_last_sync_timestamp_seconds",)] >= 100
 

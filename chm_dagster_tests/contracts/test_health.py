@@ -410,6 +410,14 @@ def test_connections_show_how_recently_they_were_read_and_why_not(engine: sa.Eng
         (None, None),
         (now + half, now + half),
     ]
+    skew = {"sync_error": "the partner's clock is ahead", "sync_error_code": "clock_skew"}
+    facts_of(engine, "a", **skew)
+    facts_of(engine, "e", sync_failing_since=None, **skew)
+    assert [(row["error_code"], row["unreadable"]) for row in ask(engine, "connections")] == [
+        ("clock_skew", 0),
+        ("credentials_refused", 2),
+        ("clock_skew", 0),
+    ]
     facts_of(engine, "c", observed_through=now)
     east = ask(engine, "connections")[1]
     assert (east["read_at"], east["oldest_read_at"], east["error"]) == (now, None, "401 from the partner")

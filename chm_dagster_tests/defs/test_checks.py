@@ -17,6 +17,7 @@ CHECKS = {
     "replay_writes_nothing",
     "no_unknown_statuses",
     "no_rejected_records",
+    "clocks_agree",
     "inventory_is_synced",
     "due_times_are_current",
     "every_partner_answered",

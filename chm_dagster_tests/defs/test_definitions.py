@@ -39,6 +39,7 @@ def test_exactly_these_things_are_defined(defs: dg.Definitions) -> None:
         "runs:replay_writes_nothing",
         "runs:no_unknown_statuses",
         "runs:no_rejected_records",
+        "runs:clocks_agree",
         "runs:inventory_is_synced",
         "runs:due_times_are_current",
         "partner_runs:every_partner_answered",

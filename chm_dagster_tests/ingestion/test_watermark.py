@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from chm_dagster.domain.pipelines import OldRuns
 from chm_dagster.warehouse.ledger.syncs import ledger_writer
+from chm_dagster.warehouse.named_queries import ask
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.factories import record
 from chm_dagster_tests.http.fault_server import Reply, Request, runs_reply
@@ -66,6 +67,10 @@ def test_a_date_header_that_is_ahead_loses_nothing_and_is_reported(stage: Scene,
         report = stage.ingest()
         assert stage.runs("orders") == [f"r{n}" for n in range(1, number + 1)]
     assert f"{ahead} minutes ahead of CHM's clock" in (report.pipelines["acme/orders"].warning or "")
+    # By more than a run may be late, nobody can say whether one is.
+    health, reason = _health(stage)
+    assert health == ("healthy" if ahead < 15 else "unknown")
+    assert (reason is None) == (ahead < 15)
     row = stage.pipeline("orders")
     assert (row["sync_error_code"], row["sync_failing_since"]) == ("clock_skew", None)
     partner.header_ahead = timedelta(0)
@@ -73,6 +78,12 @@ def test_a_date_header_that_is_ahead_loses_nothing_and_is_reported(stage: Scene,
     stage.ingest()
     assert stage.runs("orders") == ["r1", "r2", "r3", "r4"]
     assert stage.pipeline("orders")["sync_error_code"] is None
+    assert _health(stage) == ("healthy", None)
+
+
+def _health(stage: Scene) -> tuple[str, str | None]:
+    (row,) = ask(stage.engine, "latest_status_by_pipeline")
+    return row["health"], row["health_reason"]
 
 
 def test_records_stamped_by_a_clock_that_is_behind_both_servers_are_read(stage: Scene, partner: Partner) -> None:

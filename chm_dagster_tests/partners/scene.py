@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import yaml
 
@@ -131,4 +131,4 @@ def sync(api: str, script: Script, targets: Sequence[SyncTarget], **fields: Any)
 def open_run(run_id: str) -> Any:
     from chm_dagster.domain.runs import OpenRun
 
-    return OpenRun(run_id, None, 0, None, None, {"id": run_id, "nonce": str(uuid4())})
+    return OpenRun(run_id, None, 0, None, None, {"id": run_id, "nonce": f"of {run_id}"})
