@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from chm_dagster.api import alerts, errors, health, lineage, openapi, operations, pages, reports
 from chm_dagster.api.admission import Authentication, HeadRequests, Limits
 from chm_dagster.api.inventory import alert_rules, back_tests, clients, pipelines
+from chm_dagster.api.mcp import Mcp, route
 from chm_dagster.api.operations import Observer, registry_for
 from chm_dagster.api.runs import heartbeats, runs
 from chm_dagster.board.answers import Answers
@@ -87,6 +88,8 @@ def bare_app() -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/board", pages.FILES)
+    app.state.mcp = Mcp()
+    app.router.routes.append(route(app.state.mcp))
     openapi.install(app)
     errors.install(app)
     return app
@@ -96,11 +99,13 @@ def bare_app() -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
     engine = app.state.warehouse.engine
-    marking = asyncio.create_task(_keep_marking(engine))
+    tasks = asyncio.create_task(_keep_marking(engine)), asyncio.create_task(app.state.mcp.run(app.state.warehouse))
     try:
         yield
     finally:
-        marking.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await _mark(engine)
 
 

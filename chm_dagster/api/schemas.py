@@ -20,6 +20,7 @@ from chm_dagster.domain.runs import MergeOutcome, Run, RunKind, RunStatus
 from chm_dagster.domain.schedule import TimeZone
 from chm_dagster.domain.validation import ExplainedModel, refusal
 from chm_dagster.warehouse.paging import MAX_LIMIT
+from chm_dagster.warehouse.scope import TIMEZONE
 from chm_dagster.warehouse.warehouse import Warehouse
 
 T = TypeVar("T")
@@ -233,14 +234,6 @@ class AnyPipelineQuery(PipelineQuery):
     """Filters of pipelines, of one client or of all."""
 
     client_id: str | SkipJsonSchema[None] = Field(None, description="A client's id or slug.", examples=["acme"])
-
-
-TIMEZONE: Any = Field(
-    None,
-    description="An IANA time zone, by default UTC: where `yesterday` begins, and the zone of times without an offset.",
-    examples=["Europe/Berlin"],
-)
-"""A query parameter that stands before those it is needed for."""
 
 
 class WindowQuery(Parameters):

@@ -1,0 +1,1 @@
+"""The Model Context Protocol server: what an assistant may ask CHM. It only reads."""
