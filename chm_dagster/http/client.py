@@ -50,6 +50,7 @@ from chm_dagster.http.failures import (
     full_jitter,
     http_date,
 )
+from chm_dagster.http.pace import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,8 @@ class HttpClient:
 
     `label` starts every error message and log line (`connection acme`). `token` is sent as a bearer token; use `auth`
     for anything else. `headers` go with every request. `meaning` says what errors mean besides their status. `clock`
-    returns aware times; `sleep` and `random` (0 to 1) drive the backoff. Raises ConfigError for an invalid base URL or
+    returns aware times; `sleep` and `random` (0 to 1) drive the backoff; `pace` is shared with clients that draw on the
+    same quota. Raises ConfigError for an invalid base URL or
     token.
     """
 
@@ -141,6 +143,7 @@ class HttpClient:
         clock: Callable[[], datetime] = _utc_now,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         random: Callable[[], float] = _random.random,
+        pace: Pace | None = None,
     ) -> None:
         silence_http_loggers()
         self.label = label
@@ -161,7 +164,7 @@ class HttpClient:
             deadline=policy.deadline,
             connect_timeout=policy.connect_timeout,
         )
-        self._next_start = 0.0
+        self._pace = pace or Pace()
         self._accepted = False
         self._client = _client(policy, {**_HEADERS, **(headers or {})}, https=url.scheme == "https")
 
@@ -235,7 +238,7 @@ class HttpClient:
         content = self._content(path, request)
         attempt = 1
         while True:
-            await self._pace()
+            await self._paced()
             try:
                 bare = self._build(path, request, content, NO_PARTS)
             except (httpx.InvalidURL, UnicodeEncodeError):
@@ -253,13 +256,11 @@ class HttpClient:
             await self._sleep(wait)
             attempt += 1
 
-    async def _pace(self) -> None:
+    async def _paced(self) -> None:
         if self.policy.requests_per_minute is not None:
-            now = asyncio.get_running_loop().time()
-            start = max(now, self._next_start)
-            self._next_start = start + 60.0 / self.policy.requests_per_minute
-            if start > now:
-                await self._sleep(start - now)
+            seconds = self._pace.seconds_to_wait(self.policy.requests_per_minute)
+            if seconds > 0:
+                await self._sleep(seconds)
 
     def _wait(self, failure: Failure, attempt: int) -> float | None:
         if not failure.retry or attempt >= self.policy.attempts or not self._budget.spend(failure.cost):

@@ -12,6 +12,7 @@ from chm_dagster.errors import AuthError, ConfigError, RemoteError
 from chm_dagster.http.auth import Auth
 from chm_dagster.http.client import HttpClient, HttpPolicy
 from chm_dagster.http.failures import ErrorMeaning
+from chm_dagster.http.pace import Paces
 from chm_dagster.partners.credentials import Authenticator, matching
 from chm_dagster.partners.engine.model import Rest
 from chm_dagster.partners.engine.selectors import render
@@ -56,7 +57,9 @@ def load_partners(
     or an unusable address fails when it is used, and does not affect the others. `sync_cron` is the schedule by which
     they are read, every five minutes by default. Raises ConfigError for an invalid file. Makes no request.
     """
-    partners = default_partners(base_url, token) | {one.name: partner(one, variables) for one in configured(file)}
+    paces = Paces()
+    named = {one.name: partner(one, variables, paces=paces) for one in configured(file)}
+    partners = default_partners(base_url, token) | named
     if sync_cron is None:
         return partners
     lasting = fresh_for(sync_cron)
@@ -92,12 +95,18 @@ def default_partners(base_url: str | None, token: str | None) -> dict[str, Partn
 MakeHttp = Callable[..., HttpClient]
 
 
-def partner(one: Connection, variables: Mapping[str, str], make_http: MakeHttp = HttpClient) -> Partner:
-    """The connection as ingestion uses it; `variables` are the environment's. Makes no request."""
+def partner(
+    one: Connection, variables: Mapping[str, str], make_http: MakeHttp = HttpClient, paces: Paces | None = None
+) -> Partner:
+    """The connection as ingestion uses it; `variables` are the environment's. Makes no request.
+
+    Connections with the same `paces` and credentials share the requests per minute that their server allows.
+    """
+    shared = paces or Paces()
 
     def open_feed() -> RunFeed:
         try:
-            return _open_feed(one, variables, make_http)
+            return _open_feed(one, variables, make_http, shared)
         except ConfigError as error:
             # It fails this connection only.
             return UnusableFeed(AuthError(str(error)))
@@ -108,17 +117,19 @@ def partner(one: Connection, variables: Mapping[str, str], make_http: MakeHttp =
     )
 
 
-def _open_feed(one: Connection, variables: Mapping[str, str], make_http: MakeHttp) -> RunFeed:
+def _open_feed(one: Connection, variables: Mapping[str, str], make_http: MakeHttp, paces: Paces) -> RunFeed:
     """Credentials, then the HTTP client, then the feed of its API. Raises ConfigError."""
     policy = _policy(one)
     auth = _auth(one, variables, policy)
+    base_url = _base_url(one, variables)
     http = make_http(
         one.label,
-        _base_url(one, variables),
+        base_url,
         auth=auth,
         headers=_headers(one),
         policy=policy,
         meaning=_meaning(one.rest),
+        pace=paces.of(base_url, [variables[name] for name in one.config.credentials.values()]),
     )
     days = one.config.history_days or one.rest.history_days
     return RestFeed(

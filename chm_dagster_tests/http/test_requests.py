@@ -13,6 +13,7 @@ from chm_dagster.http.auth import Auth, LoginSession, StaticAuth, Token, basic, 
 from chm_dagster.http.client import DEFAULT_POLICY, HttpClient, HttpPolicy, Response
 from chm_dagster.http.client import Request as HttpRequest
 from chm_dagster.http.failures import StatusError
+from chm_dagster.http.pace import Pace
 from chm_dagster_tests.http.fault_server import FaultServer, Reply, Request, in_turn, json_reply, status_reply
 from chm_dagster_tests.http.setup import NOW, Slept
 
@@ -178,6 +179,14 @@ def test_requests_are_spaced_to_stay_below_the_limit() -> None:
     asked(in_turn(GOOD), *[HttpRequest(["runs"])] * 4, policy=HttpPolicy(requests_per_minute=60), slept=slept)
     assert len(slept.seconds) == 3
     assert [round(seconds) for seconds in slept.seconds] == [1, 2, 3]
+
+
+def test_clients_of_one_quota_are_given_one_place_each() -> None:
+    now = [100.0]
+    pace = Pace(lambda: now[0])
+    assert [pace.seconds_to_wait(rate) for rate in (60, 60, 30, 60)] == [0, 1, 2, 4]
+    now[0] = 200.0
+    assert pace.seconds_to_wait(60) == 0
 
 
 # Authentication

@@ -457,6 +457,33 @@ def test_settings_of_a_connection_reach_its_requests(tmp_path: Path) -> None:
     assert feed.overlap.total_seconds() == 540
 
 
+def test_connections_of_one_account_share_its_requests_per_minute(tmp_path: Path) -> None:
+    async def scene() -> list[float]:
+        started: list[float] = []
+
+        def answer(request: Request) -> Reply:
+            started.append(asyncio.get_running_loop().time())
+            return json_reply({})
+
+        async with FaultServer(answer) as server:
+            http = "http: {requests_per_minute: 300}"
+            connections = "connections:\n" + "".join(
+                f"  {name}: {{api: generic, base_url: '{server.base_url}', credentials: {{token: {token}}}, {http}}}\n"
+                for name, token in (("shop", "ACME"), ("app", "ACME"), ("other", "BOLT"))
+            )
+            found = partners(tmp_path, connections, ACME="acme-secret", BOLT="bolt-secret")
+            feeds: dict[str, Any] = {name: one.open_feed() for name, one in found.items()}
+            sent = [feeds[name]._api.http.get_json([name]) for name in ("shop", "app", "shop", "app", "other")]
+            await asyncio.gather(*sent)
+            for feed in feeds.values():
+                await feed.aclose()
+            order = [request.target.rpartition("/")[2] for request in server.requests]
+        return sorted(at for name, at in zip(order, started, strict=True) if name != "other")
+
+    times = asyncio.run(scene())
+    assert times[-1] - times[0] >= 0.55, "four requests of one account, a fifth of a second apart"
+
+
 def test_the_schema_is_printed_for_editors() -> None:
     command = [sys.executable, "-m", "chm_dagster.cli.main", "partner", "schema"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
