@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from bench import queries, report
+from bench import alerts, queries, report
 from bench.loading import compare
 from bench.measuring import machine
 from bench.sizes import FULL, QUICK
@@ -61,6 +61,9 @@ def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
         report.show(results, console)
         server.ensure_database("queries")
         results["queries"] = queries.run(server.url("queries"), queries.QUICK if quick else queries.FULL)
+        engine = make_engine(server.url("queries"))
+        results["alerts"] = alerts.run(engine, quick=quick)
+        engine.dispose()
     results["seconds"] = round(time.perf_counter() - begin, 1)
     return results
 

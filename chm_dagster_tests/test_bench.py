@@ -8,6 +8,7 @@ import pytest
 
 from bench.__main__ import main
 from bench.loading import Arena
+from bench.queries import QUICK as QUICK_LEDGER
 from bench.sizes import QUICK
 
 pytestmark = pytest.mark.slow
@@ -31,6 +32,11 @@ def test_every_figure_is_present_and_positive(results: dict[str, Any]) -> None:
     assert all(len(rate["rounds"]) == QUICK.rounds for rate in rates.values())
     assert results["machine"]["postgres"]["fsync"] == "on"
     assert results["queries"]
+    alerts = results["alerts"]
+    assert alerts["rules"] > QUICK_LEDGER.pipelines
+    assert alerts["rows_read_by_an_evaluation"] > 0
+    for name in ("evaluation", "back-test of 30 days"):
+        assert 0 < alerts[name]["p50_seconds"] <= alerts[name]["p95_seconds"]
 
 
 def test_a_replay_leaves_no_dead_rows_and_hardly_any_wal(results: dict[str, Any]) -> None:

@@ -94,8 +94,7 @@ class Expectations:
 Gap: TypeAlias = tuple[datetime, datetime]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Coverage:
+class Coverage(msgspec.Struct, frozen=True):
     """Up to when a pipeline's runs are known; None: it was never read.
 
     `gaps` are the times, in order, in which a job that reports its own runs could not be heard; its reports are lost. A
@@ -153,8 +152,7 @@ class Evidence:
     reason: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Span:
+class Span(msgspec.Struct, frozen=True):
     """A time in which a condition held, from `since` up to `until`; None: it still holds as far as is known."""
 
     since: datetime
@@ -208,8 +206,7 @@ class Names:
     environment: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Episode:
+class Episode(msgspec.Struct, frozen=True):
     """An open episode. `since` is the source's time, `opened_at` when CHM found it; `condition` what it was found with.
 
     `expected` is what was expected of the pipeline (`Expectations.of`); None: not known. `announced_at` is None while

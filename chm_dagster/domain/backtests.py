@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, TypeAlias
 from uuid import UUID
 
+from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from chm_dagster.domain.alerts import (
@@ -104,9 +105,7 @@ def play(
     over: list[PastEpisode] = []
     for moment in _moments(spans, stretch):
         seen = [_as_of(span, moment) for span in spans if span.since <= moment]
-        covered = dataclasses.replace(
-            coverage, known_through=coverage.known_through and min(coverage.known_through, moment)
-        )
+        covered = replace(coverage, known_through=coverage.known_through and min(coverage.known_through, moment))
         said = verdict(condition, pipeline, runs, covered, moment, seen)
         followed = follow(rule_id, condition, episodes, {pipeline.pipeline_id: Finding(said, seen, runs)}, moment)
         episodes = followed.episodes
@@ -116,7 +115,7 @@ def play(
 
 
 def _as_of(span: Span, moment: datetime) -> Span:
-    return span if span.until is None or span.until <= moment else dataclasses.replace(span, until=None)
+    return span if span.until is None or span.until <= moment else replace(span, until=None)
 
 
 def _moments(spans: Iterable[Span], stretch: Stretch) -> list[datetime]:

@@ -11,6 +11,8 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 from uuid import UUID, uuid5
 
+from msgspec.structs import replace
+
 from chm_dagster.domain.alerts import (
     Condition,
     Doubt,
@@ -91,7 +93,9 @@ def _addressed(step: _Step, receiver: Receiver | None) -> _Step:
     episode, notices = step
     if episode is None or episode.announced_at is None or episode.receiver is not None:
         return step
-    notified = dataclasses.replace(episode, receiver=receiver)
+    if receiver is None:
+        return step
+    notified = replace(episode, receiver=receiver)
     return notified, tuple(dataclasses.replace(n, episode=notified) if n.episode is episode else n for n in notices)
 
 
@@ -108,20 +112,21 @@ def _firing(
     before: tuple[Notice, ...] = ()
     if episode is not None and (past := _past(episode, finding.spans)) is not None:
         # It was over, and something new has begun: nobody looked in between, or late data show it.
-        over = dataclasses.replace(episode, since=past.since, evidence=past.evidence)
+        over = replace(episode, since=past.since, evidence=past.evidence)
         before, episode = (Notice(NoticeKind.RECOVERED, over, until=past.until),), None
     if episode is None:
         name = f"{rule_id}/{pipeline_id}/{since.isoformat()}/{now.isoformat()}"
-        found = Episode(uuid5(_NAMESPACE, name), pipeline_id, str(condition), since, now, finding.verdict.evidence)
+        facts = (pipeline_id, str(condition), since, now, finding.verdict.evidence)
+        found = Episode(uuid5(_NAMESPACE, name), *facts, expected=finding.expected)
     else:
         if finding.complete_from is not None and episode.since < since <= finding.complete_from:
             since = episode.since  # it began before what was looked at
-        found = dataclasses.replace(episode, condition=str(condition), since=since, evidence=finding.verdict.evidence)
-    found = dataclasses.replace(found, expected=finding.expected)
+        news = {"condition": str(condition), "since": since, "evidence": finding.verdict.evidence}
+        found = replace(episode, **news, expected=finding.expected)
     if is_muted or finding.is_quiet:
         return found, before
     if found.announced_at is None:
-        found = dataclasses.replace(found, announced_at=now)
+        found = replace(found, announced_at=now)
         return found, (*before, Notice(NoticeKind.OPENED, found))
     return _reminded(found, now)
 
@@ -135,7 +140,7 @@ def _reminded(episode: Episode, now: datetime) -> _Step:
     due = reminders_due(now - (episode.announced_at or now))
     if episode.acknowledged_at is not None or due <= episode.reminders:
         return episode, ()
-    reminded = dataclasses.replace(episode, reminders=due)
+    reminded = replace(episode, reminders=due)
     return reminded, (Notice(NoticeKind.REMINDER, reminded),)
 
 
@@ -159,7 +164,7 @@ def _over(condition: Condition, episode: Episode, finding: Finding, now: datetim
     elif span is not None:
         began_before = cut is not None and episode.since < span.since <= cut
         since = episode.since if began_before else span.since
-        over = dataclasses.replace(episode, since=since, evidence=span.evidence)
+        over = replace(episode, since=since, evidence=span.evidence)
         notice = Notice(NoticeKind.RECOVERED, over, until=span.until)
     elif (until := _succeeded_after_all(episode, finding.runs)) is not None:
         notice = Notice(NoticeKind.RECOVERED, episode, until=until)

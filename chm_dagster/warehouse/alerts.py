@@ -43,6 +43,8 @@ _LOOK_BACK = timedelta(days=90)
 """How far back outages of the API are kept."""
 SLACK = timedelta(days=7)
 """How much longer than the episode itself a run of it may have taken."""
+# Calling the enum costs more than a look-up, and a back-test has hundreds of thousands of runs.
+_STATUSES, _KINDS = {str(status): status for status in RunStatus}, {str(kind): kind for kind in RunKind}
 EVALUATING_LOCK = "hashtextextended('chm/alerts/evaluating', 0)"
 
 # Which rules apply to which pipelines. Of one type, a rule of the pipeline takes the place of those of its client.
@@ -349,8 +351,10 @@ def _subject(
 
 
 def _failures_from(runs: Sequence[RunFact], counted: datetime | None) -> datetime | None:
+    if counted is None or len(runs) < MAX_FAILURES:
+        return counted
     failed = sorted((r.effective_at for r in runs if r.status is RunStatus.FAILED), reverse=True)
-    return counted if counted is None or len(failed) < MAX_FAILURES else max(counted, failed[MAX_FAILURES - 1])
+    return counted if len(failed) < MAX_FAILURES else max(counted, failed[MAX_FAILURES - 1])
 
 
 def expectations_of(row: Any) -> Expectations:
@@ -363,8 +367,8 @@ def expectations_of(row: Any) -> Expectations:
 def fact_of(run: str, status: str, effective: datetime, *more: Any) -> RunFact:
     """What verdicts need of a run, from its columns: start, end, kind and whether it is about to be retried."""
     started, finished, kind, will_retry = more
-    reason = None if kind is None else RunKind(kind)
-    return RunFact(run, RunStatus(status), effective, started, finished, reason, will_retry)
+    reason = None if kind is None else _KINDS[kind]
+    return RunFact(run, _STATUSES[status], effective, started, finished, reason, will_retry)
 
 
 def coverage_of(row: Any, now: datetime, gaps: tuple[Gap, ...] = ()) -> Coverage:

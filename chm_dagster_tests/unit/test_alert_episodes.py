@@ -227,7 +227,9 @@ def test_reminders_come_after_one_hour_four_hours_and_then_daily() -> None:
 def test_an_acknowledged_episode_is_not_reminded_of_and_its_end_is_announced() -> None:
     rule = Following(ON_FAILURE)
     rule.look(story("S1 F2"), 2.5)
-    rule.episodes = tuple(dataclasses.replace(e, acknowledged_at=at(2.6), acknowledged_by="ops") for e in rule.episodes)
+    rule.episodes = tuple(
+        msgspec.structs.replace(e, acknowledged_at=at(2.6), acknowledged_by="ops") for e in rule.episodes
+    )
     assert rule.look(story("S1 F2"), 30) == []
     assert rule.look(story("S1 F2 S31"), 31.2) == ["recovered 2.1-31.1"]
 
