@@ -438,8 +438,8 @@ SABOTEURS = (
     Saboteur(
         "alerts: episodes do not depend on the order of arrival",
         "domain/episodes.py",
-        "condition=str(condition), since=since, evidence",
-        "condition=str(condition), evidence",
+        '"since": since, "evidence"',
+        '"evidence"',
         "unit/test_alert_episodes.py::test_the_episodes_at_the_end_do_not_depend_on_the_order_of_arrival",
     ),
     Saboteur(
