@@ -4,6 +4,7 @@ import dataclasses
 
 import sqlalchemy as sa
 
+from chm_dagster.domain.error_text import fingerprint
 from chm_dagster.warehouse import schema
 from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.tables import runs
@@ -59,13 +60,17 @@ FROM clients AS c CROSS JOIN generate_series(1, :pipelines_per_client) AS n
 # broke for good, never worked, or are often skipped.
 _RUNS = """
 INSERT INTO runs (pipeline_id, external_run_id, status, started_at, finished_at, duration_seconds, rows_processed,
-                  error_message, source_url, payload, progress, source_version, observed_at)
+                  error_message, error_fingerprint, source_url, payload, progress, source_version, observed_at)
 SELECT
     r.id, r.external_run_id, r.status, r.started_at, r.finished_at,
     CASE WHEN r.finished_at IS NOT NULL THEN r.seconds END,
     CASE WHEN r.status = 'success' THEN 1000 * r.dice END,
     CASE WHEN r.status = 'failed' THEN 'TimeoutError: the warehouse did not answer within 300 seconds while loading'
-        || ' batch ' || r.dice || ' of orders; 3 attempts were made, the last one at ' || r.finished_at END,
+        || ' batch ' || r.dice || ' of orders_' || chr(CAST(97 + r.other % 20 AS int))
+        || '; 3 attempts were made, the last one at ' || r.finished_at END,
+    CASE WHEN r.status = 'failed' THEN 'timeouterror: the warehouse did not answer within <n> seconds while loading'
+        || ' batch <n> of orders_' || chr(CAST(97 + r.other % 20 AS int))
+        || '; <n> attempts were made, the last one at <time>' END,
     'https://partner.example/runs/' || r.external_run_id,
     jsonb_build_object('id', r.external_run_id, 'state', r.status, 'trigger', 'schedule', 'started', r.started_at,
                        'ended', r.finished_at, 'worker', 'worker-' || mod(r.dice, 16), 'queue', 'default', 'try', 1),
@@ -79,6 +84,7 @@ FROM (
             p.id,
             'run-' || p.number || '-' || k AS external_run_id,
             d.dice,
+            d.other,
             p.base_seconds * (0.7 + d.other / 1666.0) AS seconds,
             now() - :days * interval '1 day' / :runs_per_pipeline
                 * (:runs_per_pipeline - k - p.number / CAST(:pipelines AS float8)) - interval '4 hours' AS started_at,
@@ -128,6 +134,7 @@ def make(engine: Engine, size: LedgerSize) -> None:
         connection.execute(sa.schema.AddConstraint(unique))
         for index in runs.indexes:
             index.create(connection)
+    _require_true_fingerprints(engine)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sa.text("VACUUM (ANALYZE) clients, pipelines, runs"))
 
@@ -143,6 +150,15 @@ def _add_runs(engine: Engine, size: LedgerSize, first: int, last: int) -> None:
     }
     with engine.begin() as connection:
         connection.execute(sa.text(_RUNS), parameters)
+
+
+def _require_true_fingerprints(engine: Engine) -> None:
+    """Fingerprints are made in SQL here; they must be those that the ledger would have."""
+    sample = sa.select(runs.c.error_message, runs.c.error_fingerprint).where(runs.c.status == "failed").limit(200)
+    with engine.connect() as connection:
+        for message, stored in connection.execute(sample):
+            if fingerprint(message) != stored:
+                raise AssertionError(f"the fingerprint of {message!r} is not {stored!r}")
 
 
 def _require_empty(engine: Engine) -> None:

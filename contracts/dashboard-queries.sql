@@ -727,6 +727,165 @@ WHERE (c.is_active OR n.failures > 0)
   AND (CAST(:client_slug AS text) IS NULL OR c.slug = :client_slug)
 ORDER BY coalesce(n.failures, 0) DESC, c.slug;
 
+-- name: error_groups
+-- Which errors made runs fail, those at the most clients first: settled runs that failed, grouped by the fingerprint of
+-- their message, in which ids, numbers, times, hosts, addresses and paths do not count. What a failed run said without a
+-- message is its status reason.
+-- Parameters:
+--   since timestamptz = now() - interval '168 hours'
+--   until timestamptz = now()
+--   groups int4 = 100: how many errors, at most 1,000
+--   error_id text = null: only this error
+--   client_slug text = null: only this client
+--   platform text = null: only this platform
+--   environment text = null (dev, staging, prod): only this environment
+-- Columns:
+--   error_id text: short for the fingerprint
+--   fingerprint text: what the messages have in common; empty if there was none, null if CHM has not computed it
+--   failures int8: settled runs that failed with this error; clients and pipelines are theirs, too
+--   clients int8
+--   client_slugs text: the first 10 of them by name, separated by commas
+--   pipelines int8
+--   pipeline_keys text: client/pipeline of the 10 with the most failures, separated by commas
+--   platforms text: separated by commas
+--   still_failing int8: active ones of the pipelines whose latest settled run that is no backfill failed with this error
+--   first_seen_at timestamptz: effective time of the first of the failures in the time span
+--   last_seen_at timestamptz: effective time of the last one
+--   client_slug text: this and the next seven describe the last one
+--   client_name text
+--   pipeline_slug text
+--   pipeline_name text
+--   environment text
+--   external_run_id text
+--   error_message text
+--   status_reason text
+--   source_url text: a link to the run at the partner
+--   all_groups int8: how many errors there are, with those that `groups` leaves out
+SELECT
+    coalesce(md5(g.fingerprint), 'none') AS error_id,
+    g.fingerprint,
+    g.failures,
+    g.clients,
+    array_to_string(g.client_slugs, ', ') AS client_slugs,
+    g.pipelines,
+    array_to_string(g.pipeline_keys, ', ') AS pipeline_keys,
+    g.platforms,
+    g.still_failing,
+    g.first_seen_at,
+    g.last_seen_at,
+    d.client_slug,
+    d.client_name,
+    d.pipeline_slug,
+    d.pipeline_name,
+    d.environment,
+    r.external_run_id,
+    r.error_message,
+    r.status_reason,
+    r.source_url,
+    g.all_groups
+FROM (
+    SELECT
+        n.fingerprint,
+        CAST(sum(n.failures) AS int8) AS failures,
+        count(DISTINCT p.client_id) AS clients,
+        (array_agg(DISTINCT p.client_slug))[1:10] AS client_slugs,
+        count(*) AS pipelines,
+        (array_agg(
+            p.client_slug || '/' || p.pipeline_slug ORDER BY n.failures DESC, p.client_slug, p.pipeline_slug
+        ))[1:10] AS pipeline_keys,
+        string_agg(DISTINCT p.platform, ', ') AS platforms,
+        count(*) FILTER (
+            WHERE p.is_active AND latest.status = 'failed'
+              AND latest.error_fingerprint IS NOT DISTINCT FROM n.fingerprint
+        ) AS still_failing,
+        min(n.first_seen_at) AS first_seen_at,
+        max(n.last_seen_at) AS last_seen_at,
+        (array_agg(n.last_id ORDER BY n.last_seen_at DESC, n.last_id DESC))[1] AS last_id,
+        count(*) OVER () AS all_groups
+    FROM (
+        SELECT
+            f.error_fingerprint AS fingerprint,
+            f.pipeline_id,
+            count(*) AS failures,
+            min(f.effective_at) AS first_seen_at,
+            max(f.effective_at) AS last_seen_at,
+            (array_agg(f.id ORDER BY f.effective_at DESC, f.finished_at DESC NULLS LAST, f.id DESC))[1] AS last_id
+        FROM settled_runs AS f
+        WHERE f.status = 'failed'
+          AND f.effective_at >= coalesce(CAST(:since AS timestamptz), now() - interval '168 hours')
+          AND f.effective_at < coalesce(CAST(:until AS timestamptz), now())
+          AND (CAST(:error_id AS text) IS NULL OR coalesce(md5(f.error_fingerprint), 'none') = :error_id)
+        GROUP BY 1, 2
+    ) AS n
+    JOIN pipelines_of(CAST(:client_slug AS text), CAST(:environment AS text)) AS p ON p.pipeline_id = n.pipeline_id
+    LEFT JOIN LATERAL latest_health_runs(n.pipeline_id, 1) AS latest ON true
+    WHERE (CAST(:platform AS text) IS NULL OR p.platform = :platform)
+    GROUP BY n.fingerprint
+    ORDER BY clients DESC, failures DESC, last_seen_at DESC, n.fingerprint
+    LIMIT least(greatest(coalesce(CAST(:groups AS int4), 100), 1), 1000)
+) AS g
+JOIN ledger_runs AS r ON r.id = g.last_id
+JOIN pipeline_details AS d ON d.pipeline_id = r.pipeline_id
+ORDER BY g.clients DESC, g.failures DESC, g.last_seen_at DESC, g.fingerprint;
+
+-- name: failed_runs
+-- Which runs failed: settled runs of a time span, the latest first.
+-- Parameters:
+--   since timestamptz = now() - interval '168 hours'
+--   until timestamptz = now()
+--   runs int4 = 30: how many, at most 200
+--   error_id text = null: only failures with this error
+--   client_slug text = null: only this client
+--   platform text = null: only this platform
+--   environment text = null (dev, staging, prod): only this environment
+-- Columns:
+--   client_id uuid
+--   client_slug text
+--   client_name text
+--   pipeline_id uuid
+--   pipeline_slug text
+--   pipeline_name text
+--   platform text
+--   environment text
+--   error_id text: short for what its message has in common with others of the same error
+--   external_run_id text
+--   effective_at timestamptz: when it started, or else was queued, finished or first seen
+--   started_at timestamptz
+--   finished_at timestamptz
+--   duration_seconds float8
+--   kind text: scheduled, manual, backfill or retry; null if that is not known
+--   error_message text
+--   status_reason text
+--   source_url text: a link to the run at the partner
+SELECT
+    p.client_id,
+    p.client_slug,
+    p.client_name,
+    p.pipeline_id,
+    p.pipeline_slug,
+    p.pipeline_name,
+    p.platform,
+    p.environment,
+    coalesce(md5(r.error_fingerprint), 'none') AS error_id,
+    r.external_run_id,
+    r.effective_at,
+    r.started_at,
+    r.finished_at,
+    r.duration_seconds,
+    r.kind,
+    r.error_message,
+    r.status_reason,
+    r.source_url
+FROM settled_runs AS r
+JOIN pipelines_of(CAST(:client_slug AS text), CAST(:environment AS text)) AS p ON p.pipeline_id = r.pipeline_id
+WHERE r.status = 'failed'
+  AND r.effective_at >= coalesce(CAST(:since AS timestamptz), now() - interval '168 hours')
+  AND r.effective_at < coalesce(CAST(:until AS timestamptz), now())
+  AND (CAST(:error_id AS text) IS NULL OR coalesce(md5(r.error_fingerprint), 'none') = :error_id)
+  AND (CAST(:platform AS text) IS NULL OR p.platform = :platform)
+ORDER BY r.effective_at DESC, r.id DESC
+LIMIT least(greatest(coalesce(CAST(:runs AS int4), 30), 1), 200);
+
 -- name: failure_rate_by_platform
 -- Which platforms fail most: settled runs and failures of each platform with settled runs.
 -- Parameters:

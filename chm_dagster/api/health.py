@@ -37,6 +37,8 @@ QUESTIONS = {
     "clients": Question("latest_status_by_client", "The state of every client"),
     "flaky": Question("flaky_pipelines", "Which pipelines flip between success and failure"),
     "failures": Question("failures_over_time", "Failures over time"),
+    "errors": Question("error_groups", "Which errors made runs fail"),
+    "failed_runs": Question("failed_runs", "Which runs failed"),
     "platforms": Question("failure_rate_by_platform", "Failure rate by platform"),
     "durations": Question("duration_distribution", "How long runs take"),
 }

@@ -119,8 +119,14 @@ def changes(request: Request) -> Response:
 
 @router.get("/errors")
 def errors(request: Request) -> Response:
-    """The errors of what fails, in groups."""
+    """What made runs fail, in groups of the same error."""
     return _page(request, "errors", "Errors", pages.errors)
+
+
+@router.get("/errors/runs")
+def failed_runs(request: Request) -> Response:
+    """The failed runs of an error."""
+    return _page(request, "failed_runs", "Failed runs", pages.failed_runs)
 
 
 @router.get("/rules")

@@ -9,7 +9,7 @@ import dataclasses
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
@@ -94,10 +94,6 @@ class Reading:
         """Some rows of a named query, as `Warehouse.excerpt`. Raises InputError, DatabaseUnavailable."""
         key = (query, first, *sorted(where.items(), key=str), *sorted(more.items(), key=str))
         return self._find(key, lambda: self.warehouse.excerpt(query, first=first, where=where, **more))
-
-    def derived(self, name: str, scope: Mapping[str, Any], compute: Callable[[], T]) -> T:
-        """What is made of answers at a cost of its own, such as groups of errors."""
-        return self._find((name, *sorted(scope.items())), compute)
 
     def _find(self, key: Hashable, compute: Callable[[], T]) -> T:
         value, read_at = self._answers.find(key, compute)

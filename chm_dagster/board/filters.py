@@ -6,11 +6,13 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from chm_dagster.domain.limits import INT_MAX
-from chm_dagster.domain.pipelines import Environment, Health
+from chm_dagster.domain.pipelines import Environment, Health, Platform
 from chm_dagster.domain.validation import did_you_mean, read_value, shown
 from chm_dagster.domain.values import clean_text
 from chm_dagster.errors import InputError
 
+DAYS = (1, 7, 30)
+"""The time spans that a page offers."""
 CHANGES = ("regression", "still failing", "fixed", "new")
 MAX_TEXT = 100
 
@@ -25,6 +27,9 @@ class Filters:
     change: str | None = None
     text: str | None = None
     skip: int = 0
+    platform: str | None = None
+    days: int = 7
+    error: str | None = None
 
     @classmethod
     def read(cls, query: Mapping[str, str]) -> "Filters":
@@ -39,16 +44,23 @@ class Filters:
             read_value(Health, given["health"], "health")
         if given.get("change", "new") not in CHANGES:
             raise InputError("change", f"must be one of {', '.join(CHANGES)}")
-        text = given.get("q")
-        if text is not None and (len(text) > MAX_TEXT or clean_text(text) != text):
-            raise InputError("q", f"must be plain text of at most {MAX_TEXT} characters")
+        if "platform" in given:
+            read_value(Platform, given["platform"], "platform")
+        if given.get("days", "7") not in map(str, DAYS):
+            raise InputError("days", f"must be one of {', '.join(map(str, DAYS))}")
+        for name in ("q", "error"):
+            if name in given and (len(given[name]) > MAX_TEXT or clean_text(given[name]) != given[name]):
+                raise InputError(name, f"must be plain text of at most {MAX_TEXT} characters")
         return cls(
             given.get("client"),
             given.get("environment"),
             given.get("health"),
             given.get("change"),
-            text,
+            given.get("q"),
             _number(given.get("from")),
+            given.get("platform"),
+            int(given.get("days", "7")),
+            given.get("error"),
         )
 
     def link(self, path: str, **changes: Any) -> str:
@@ -56,6 +68,19 @@ class Filters:
         kept = {"client": self.client, "environment": self.environment, **changes}
         values = {_PARAMETERS.get(name, name): value for name, value in kept.items() if value}
         return path + (f"?{urlencode(values, quote_via=quote)}" if values else "")
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The filters of one page, which links to other pages leave out."""
+        days = None if self.days == 7 else self.days
+        return {
+            "health": self.health,
+            "change": self.change,
+            "text": self.text,
+            "platform": self.platform,
+            "days": days,
+            "error": self.error,
+        }
 
     @property
     def scope(self) -> dict[str, str | None]:
@@ -66,7 +91,7 @@ class Filters:
 _OF_PAGES = frozenset({"id"})
 """What names a page's subject and is no filter."""
 _PARAMETERS = {"text": "q", "skip": "from"}
-_NAMES = ("client", "environment", "health", "change", "q", "from")
+_NAMES = ("client", "environment", "health", "change", "q", "from", "platform", "days", "error")
 _KNOWN = f"there are {', '.join(_NAMES)}"
 
 

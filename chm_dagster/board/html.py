@@ -19,6 +19,7 @@ from markupsafe import Markup
 from chm_dagster.board import filters as addresses
 from chm_dagster.domain import values
 from chm_dagster.domain.error_text import error_summary
+from chm_dagster.domain.pipelines import Platform
 from chm_dagster.presentation.columns import (
     HEALTH_SHAPES,
     STATUS_SHAPES,
@@ -78,6 +79,7 @@ def _environment() -> jinja2.Environment:
         "plural": plural,
         "listed": listed,
         "health_shapes": HEALTH_SHAPES,
+        "platforms": tuple(Platform),
         "version": version("chm-dagster"),
     }
     return environment

@@ -6,18 +6,16 @@ counts. Lists are cut at a fixed length, and say what is left out.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from chm_dagster.board.answers import Reading
-from chm_dagster.board.filters import CHANGES, Filters
-from chm_dagster.domain.error_text import error_summary, fingerprint
+from chm_dagster.board.filters import CHANGES, DAYS, Filters
 from chm_dagster.domain.pipelines import Health, Pipeline
 from chm_dagster.domain.rules import AlertRule, RuleType
 from chm_dagster.presentation.columns import for_people, is_blind
 from chm_dagster.warehouse.named_queries import Excerpt
 from chm_dagster.warehouse.paging import MAX_LIMIT
-from chm_dagster.warehouse.warehouse import Warehouse
 
 ROWS = 50
 """Rows of a page's main list."""
@@ -25,8 +23,10 @@ GLANCE = 8
 """Rows of a list that a page shows beside its main one."""
 STRIP = 40
 RUNS = 60
-MAX_COMPARED = 1_000
-"""Failing pipelines whose errors are compared: those that have failed for the longest time."""
+MAX_GROUPS = 500
+"""Errors that a page reads."""
+MAX_RUNS = 200
+"""Failed runs that a page reads: as many as the query returns."""
 DAY = timedelta(days=1)
 HEALTH = tuple(str(health) for health in Health)
 """The states of health, the worst first."""
@@ -45,7 +45,9 @@ def overview(reading: Reading, filters: Filters) -> Facts:
         "attention": _people(_attention(reading, filters, GLANCE)),
         "changes": _changes(reading, filters, GLANCE),
         "blind": [row for row in _connections(reading, filters) if is_blind(row, reading.as_of)],
-        "shared_errors": [g for g in _error_groups(reading, filters)[0] if g["clients"] > 1 and g["fingerprint"]],
+        "shared_errors": [
+            row for row in _error_groups(reading, filters) if row["clients"] > 1 and row["still_failing"] and row["why"]
+        ],
         "undeliverable": len(reading.rows("waiting_messages", message_state="undeliverable", **filters.scope)),
     }
 
@@ -118,9 +120,24 @@ def changes(reading: Reading, filters: Filters) -> Facts:
 
 
 def errors(reading: Reading, filters: Filters) -> Facts:
-    """The errors of the pipelines that are failing now, in groups of the same error; the most clients come first."""
-    groups, read, total = _error_groups(reading, filters)
-    return {"groups": _part(groups, filters.skip), "read": read, "total": total}
+    """Which errors made runs fail, in groups of the same error; those at the most clients come first."""
+    groups = _error_groups(reading, filters)
+    total = groups[0]["all_groups"] if groups else 0
+    part = groups[filters.skip : filters.skip + ROWS]
+    return {"groups": Excerpt(part, len(groups), filters.skip), "unread": total - len(groups), "spans": DAYS}
+
+
+def failed_runs(reading: Reading, filters: Filters) -> Facts:
+    """The failed runs of a time span, of one error or of all, and what is known of that error."""
+    narrow = {"since": _since(reading, filters.days), "error_id": filters.error, "platform": filters.platform}
+    group = reading.rows("error_groups", groups=1, **narrow, **filters.scope)[:1] if filters.error else []
+    runs = for_people(reading.rows("failed_runs", runs=MAX_RUNS, **narrow, **filters.scope))
+    return {
+        "runs": _part(runs, filters.skip),
+        "group": next(iter(for_people(group)), None),
+        "full": MAX_RUNS,
+        "spans": DAYS,
+    }
 
 
 def rules(reading: Reading, filters: Filters) -> Facts:
@@ -182,41 +199,27 @@ def _attention(reading: Reading, filters: Filters, first: int) -> Excerpt:
 
 
 def _changes(reading: Reading, filters: Filters, first: int) -> Excerpt:
-    # To the minute, so that viewers share the answer.
-    since = (reading.now - DAY).replace(second=0, microsecond=0)
+    since = _since(reading, 1)
     where = {"change": filters.change}
     return _people(
         reading.excerpt("changed_since", first=first, skip=filters.skip, where=where, since=since, **filters.scope)
     )
 
 
-_Groups = tuple[list[dict[str, Any]], int, int]
+def _since(reading: Reading, days: int) -> datetime:
+    # To the minute, so that viewers share the answer.
+    return (reading.now - days * DAY).replace(second=0, microsecond=0)
 
 
-def _error_groups(reading: Reading, filters: Filters) -> _Groups:
-    """Groups of failing pipelines with the same fingerprint, how many were compared, and how many fail in all."""
-    return reading.derived("error groups", filters.scope, lambda: _grouped(reading.warehouse, filters.scope))
+def _error_groups(reading: Reading, filters: Filters) -> list[dict[str, Any]]:
+    since = _since(reading, filters.days)
+    found = reading.rows("error_groups", since=since, groups=MAX_GROUPS, platform=filters.platform, **filters.scope)
+    return [{**row, "pipelines_shown": _named(row["pipeline_keys"])} for row in for_people(found)]
 
 
-def _grouped(warehouse: Warehouse, scope: Mapping[str, str | None]) -> _Groups:
-    where = {"health": str(Health.FAILING)}
-    failing = warehouse.excerpt("needs_attention", first=MAX_COMPARED, where=where, **scope)
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in failing.rows:
-        groups.setdefault(fingerprint(row["error_message"] or row["status_reason"]), []).append(row)
-    found: list[dict[str, Any]] = [
-        {
-            "fingerprint": text,
-            "example": error_summary(rows[0]["error_message"]) or rows[0]["status_reason"],
-            "clients": len({row["client_slug"] for row in rows}),
-            "pipelines": rows,
-            "since": min((row["health_since"] for row in rows if row["health_since"]), default=None),
-            "latest": max((row["effective_at"] for row in rows if row["effective_at"]), default=None),
-        }
-        for text, rows in groups.items()
-    ]
-    found.sort(key=lambda group: (-group["clients"], -len(group["pipelines"]), group["fingerprint"]))
-    return found, len(failing.rows), failing.total
+def _named(keys: str) -> list[tuple[str, ...]]:
+    """The clients and pipelines of a list of keys. Slugs have neither commas nor slashes."""
+    return [tuple(key.split("/")) for key in keys.split(", ")]
 
 
 def _connections(reading: Reading, filters: Filters) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Health questions: `chm status`, `attention`, `failing`, `changed`, `flaky`, `latest`. All ask the SQL contract."""
+"""Health questions: `chm status`, `attention`, `failing`, `changed`, `errors`, `flaky`, `latest`."""
 
 import dataclasses
 import os
@@ -17,7 +17,7 @@ from chm_dagster.cli.arguments import (
     parse_time,
 )
 from chm_dagster.cli.output import Format, FormatOption, chosen, console, say, show
-from chm_dagster.domain.pipelines import Environment
+from chm_dagster.domain.pipelines import Environment, Platform
 from chm_dagster.domain.runs import RunStatus
 from chm_dagster.errors import ConfigError, DatabaseUnavailable, InputError
 from chm_dagster.installation import load_settings, open_warehouse
@@ -25,6 +25,7 @@ from chm_dagster.presentation.columns import (
     ATTENTION,
     CHANGED,
     CLIENTS,
+    ERRORS,
     FAILING,
     FLAKY,
     LATEST,
@@ -91,6 +92,33 @@ def changed(
     if then > now:
         raise InputError("--since", "must not be in the future; name the time to compare with")
     show_health(_ask("changed_since", client, environment, since=then), form, CHANGED)
+
+
+def errors(
+    since: Annotated[
+        str, typer.Option("--since", metavar="TIME", help="Failures since this time: 24h, 7d, yesterday, or a date.")
+    ] = "7d",
+    timezone: TimezoneOption = None,
+    client: ClientOption = None,
+    platform: Annotated[Platform | None, typer.Option("--platform", help="Only this platform.")] = None,
+    environment: EnvironmentOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1_000, metavar="N", help="At most this many.")] = 20,
+    form: FormatOption = None,
+) -> None:
+    """Show which errors made runs fail, those at the most clients first.
+
+    Failures with the same message are one error; ids, numbers, times, hosts and paths in it do not count.
+    """
+    now = datetime.now(UTC)
+    begin = parse_time(since, "--since", now, zone=timezone)
+    if begin > now:
+        raise InputError("--since", "must not be in the future")
+    where = None if platform is None else str(platform)
+    rows = _ask("error_groups", client, environment, since=begin, groups=limit, platform=where)
+    show_health(rows, form, ERRORS)
+    more = rows[0]["all_groups"] - len(rows) if rows else 0
+    if more and chosen(form) is Format.TABLE:
+        say(f"{count(more, 'error')} more: see --limit.")
 
 
 def flaky(

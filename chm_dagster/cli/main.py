@@ -91,6 +91,7 @@ COMMANDS = {
     "attention": Deferred(f"{_HERE}.health:attention", "What needs attention. Exit code 1 if anything does.", "Health"),
     "failing": Deferred(f"{_HERE}.health:failing", "What is failing now. Exit code 1 if anything is.", "Health"),
     "changed": Deferred(f"{_HERE}.health:changed", "What broke, was fixed or is new since a time.", "Health"),
+    "errors": Deferred(f"{_HERE}.health:errors", "Which errors made runs fail, and at how many clients.", "Health"),
     "flaky": Deferred(f"{_HERE}.health:flaky", "Pipelines that flip between success and failure.", "Health"),
     "latest": Deferred(f"{_HERE}.health:latest", "The latest run of every pipeline.", "Health"),
     "alert": Deferred(f"{_HERE}.alert:app", "What alert rules have found. Exit code 1 if anything.", "Health"),

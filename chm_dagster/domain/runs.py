@@ -11,6 +11,7 @@ import msgspec
 from pydantic import ConfigDict, Field, PlainValidator, Strict, WithJsonSchema
 
 from chm_dagster.domain import values
+from chm_dagster.domain.error_text import fingerprint
 from chm_dagster.domain.fields import RunTime
 from chm_dagster.domain.limits import BIGINT_MAX, INT_MAX, MAX_RUN_ID_CHARS, MAX_URL_CHARS
 from chm_dagster.domain.nouns import Accepts, New, Noun, Once, ReadOnly, creation_of, without
@@ -135,6 +136,11 @@ class Observation(msgspec.Struct, frozen=True, gc=False):
     queued_at: datetime | None = None
     kind: RunKind | None = None
     will_retry: bool = False
+
+    @property
+    def error_fingerprint(self) -> str | None:
+        """What a failure has in common with others of the same error; None for a run that has not failed."""
+        return fingerprint(self.error_message or self.status_reason) if self.status is RunStatus.FAILED else None
 
     @property
     def key(self) -> tuple[str, str]:

@@ -224,6 +224,20 @@ CLIENTS = Question(
     ),
     "No clients yet. Add one: chm client create 'Acme'",
 )
+ERRORS = Question(
+    "Errors",
+    (
+        Column("failures"),
+        Column("clients"),
+        Column("pipelines"),
+        Column("still_failing", "still failing"),
+        Column("last_seen_at", "last seen", rank=1),
+        Column("why", "latest message", elastic=True),
+        Column("platforms", rank=3),
+        Column("client_slugs", "client names", rank=4),
+    ),
+    "No run failed.",
+)
 EPISODES = Question(
     "Open episodes",
     (

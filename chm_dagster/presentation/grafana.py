@@ -64,7 +64,8 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             *_FOUR,
             Panel("failures_over_time", "Failures over time", "No time is selected.", 12, "timeseries"),
             Panel("failure_rate_by_platform", "Failure rate by platform", "Nothing settled.", 12),
-            Panel("failure_counts_by_client", "Failures by client", "There are no clients yet."),
+            Panel("failure_counts_by_client", "Failures by client", "There are no clients yet.", 12),
+            Panel("error_groups", "Errors in the selected time, at the most clients first", "No run failed.", 12),
         ),
     ),
     "chm-client": (
@@ -73,6 +74,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel("latest_status_by_pipeline", "Latest run and health", "There are no pipelines yet."),
             Panel("failing_now", "Failing now", "Nothing is failing."),
             Panel("client_summary", "Runs in the selected time", "There are no pipelines yet."),
+            Panel("failed_runs", "Failed runs in the selected time", "No run failed."),
             Panel("flakiness_over_time", "Flips over time", "No time is selected.", 24, "timeseries"),
         ),
     ),

@@ -121,6 +121,9 @@ BROKEN: Mapping[str, Broken] = {
     "ck_runs_error_message_fits_status": _refused(
         "error_message", "only a failed or canceled run has one; send it as status_reason"
     ),
+    "ck_runs_error_fingerprint_fits_status": _refused(
+        "error_fingerprint", "only a failed run has one, of at most 1000 characters"
+    ),
     "ck_runs_kind_known": _refused("kind", f"not one of {', '.join(RunKind)}"),
     "ck_runs_will_retry_is_failed": _refused("will_retry", "only a failed run is about to be retried; leave it out"),
     "ck_runs_queued_at_readable": _refused("queued_at", _UNREADABLE),

@@ -22,7 +22,11 @@ TIMEZONE: Any = Field(
     examples=["Europe/Berlin"],
 )
 """A parameter that stands before those it is needed for."""
-_LIMITS: dict[str, Any] = {"threshold": {"ge": 0, "le": 1}}
+_LIMITS: dict[str, Any] = {
+    "threshold": {"ge": 0, "le": 1},
+    "groups": {"ge": 1, "le": 1_000},
+    "runs": {"ge": 1, "le": 200},
+}
 _REFERENCES = {
     "client_slug": ("client_id", "Only this client: its id or slug."),
     "pipeline_slug": ("pipeline_id", "Only this pipeline: its id or `client/pipeline`."),

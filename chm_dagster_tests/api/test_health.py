@@ -82,6 +82,9 @@ def test_each_endpoint_takes_the_parameters_of_its_query(api: httpx.Client, ques
         "bucket": ("bucket", "week"),
         "timezone": ("timezone", "Europe/Berlin"),
         "threshold": ("threshold", "0.5"),
+        "groups": ("groups", "5"),
+        "runs": ("runs", "5"),
+        "error_id": ("error_id", "none"),
     }
     items(api, question, **dict(given[parameter.name] for parameter in queries()[QUESTIONS[question].query].parameters))
 
@@ -103,6 +106,13 @@ def test_failing_changed_and_flaky_pipelines_are_returned(world: httpx.Client) -
     assert changes["bolt/orders"] == "new"
     assert keys(items(world, "latest")) == ["acme/bills", "acme/orders", "bolt/new", "bolt/orders"]
     assert [row["failing"] for row in items(world, "clients")] == [2, 0]
+
+
+def test_errors_are_grouped_and_their_runs_are_listed(world: httpx.Client) -> None:
+    errors = items(world, "errors")
+    assert [(row["fingerprint"], row["failures"], row["pipelines"]) for row in errors] == [("", 8, 2)]
+    assert len(items(world, "failed_runs", error_id=errors[0]["error_id"], runs=5)) == 5
+    assert items(world, "failed_runs", error_id="none") == []
 
 
 def test_failures_platforms_and_durations_cover_a_window(world: httpx.Client) -> None:

@@ -24,6 +24,8 @@ PAGES = (
         "/pipelines",
         "/changes",
         "/errors",
+        "/errors/runs",
+        "/errors/runs?error=none&days=30",
         "/rules",
         "/partners",
         "/clients/acme",

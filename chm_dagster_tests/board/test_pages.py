@@ -14,7 +14,7 @@ from chm_dagster.presentation.columns import HEALTH_SHAPES
 from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.named_queries import ask
 from chm_dagster_tests.board.conftest import PAGES, RUN, change
-from chm_dagster_tests.contracts.histories import disable_client, watch
+from chm_dagster_tests.contracts.histories import HOUR, NOW, disable_client, execution, watch
 from chm_dagster_tests.factories import rows
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
@@ -119,20 +119,22 @@ def test_what_changed_is_the_contracts_answer(board: httpx.Client, engine: Engin
 
 
 def test_the_same_error_at_several_clients_is_one_group(board: httpx.Client, engine: Engine) -> None:
-    for client in ("Acme", "Bolt", "Cove"):
-        watch(engine, "SF", "orders", client)
-    watch(engine, "SF", "stock", "Dune")
-    update = sa.text(
-        "UPDATE runs SET error_message = CASE WHEN p.slug = 'stock' THEN 'disk full'"
-        " ELSE 'HTTPError: 503 Server Error for url: https://' || p.id || '.example/v1' END"
-        " FROM pipelines AS p WHERE p.id = runs.pipeline_id AND status = 'failed'"
+    for number, client in enumerate(("Acme", "Bolt", "Cove")):
+        message = f"HTTPError: 503 Server Error for url: https://{client}.example/v{number}"
+        watch(engine, [execution(n, "F", NOW - (9 - n) * HOUR, error=message) for n in range(2)], "orders", client)
+    watch(
+        engine, [execution(0, "F", NOW - 3 * HOUR, error="disk full"), execution(1, "S", NOW - HOUR)], "stock", "Dune"
     )
-    with engine.begin() as connection:
-        connection.execute(update)
-    text = words(page(board, "/errors"))
-    assert "4 failing pipelines with 2 different errors." in text
-    assert text.index("3 clients , 3 pipelines") < text.index("disk full") < text.index("1 client , 1 pipeline")
-    assert "Same error at several clients 3 clients , 3 pipelines" in words(page(board, "/"))
+    found = page(board, "/errors")
+    text = words(found)
+    assert text.index("3 pipelines still failing 6 failures at 3 clients , 3 pipelines") < text.index("disk full")
+    assert "over 1 failure at 1 client , 1 pipeline" in text
+    first, second = dict.fromkeys(href for href in Links(found).hrefs if href.startswith("/errors/runs"))
+    assert len(re.findall(r"Server Error", words(page(board, unescape(first))))) == 6
+    assert "1 failure of 1 pipeline at 1 client in the last 7 days" in words(page(board, unescape(second)))
+    assert "Same error at several clients 3 clients , 3 pipelines still failing" in words(page(board, "/"))
+    assert "No run failed in the last 7 days." in words(page(board, "/errors?client=dune&platform=airflow"))
+    assert "disk full" not in words(page(board, "/errors?client=acme"))
 
 
 def test_disabled_clients_are_on_no_page_of_now(board: httpx.Client, busy: Engine) -> None:
@@ -159,6 +161,9 @@ def test_filters_in_the_address_filter(board: httpx.Client, busy: Engine) -> Non
         ("/pipelines?from=99999999999", "from: must be a whole number"),
         ("/pipelines?q=%00", "q: must be plain text"),
         ("/changes?change=worse", "change: must be one of"),
+        ("/errors?days=8", "days: must be one of 1, 7, 30"),
+        ("/errors?platform=abacus", "platform: must be one of"),
+        ("/errors/runs?error=%00", "error: must be plain text"),
         ("/?from=%D9%A3", "from: must be a whole number"),
     ],
 )

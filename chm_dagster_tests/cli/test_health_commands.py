@@ -1,4 +1,4 @@
-"""`chm failing|changed|flaky|latest|status`."""
+"""`chm failing|changed|errors|flaky|latest|status`."""
 
 from pathlib import Path
 
@@ -61,6 +61,18 @@ def test_changed_compares_with_a_time(acme: Chm) -> None:
     assert acme("changed", "--since", "lunch").errors == [
         "--since: must be a time such as 2026-01-31T08:00:00Z, or 90m, 24h, 7d, yesterday"
     ]
+
+
+def test_errors_are_grouped_whatever_numbers_they_contain(acme: Chm) -> None:
+    history(acme, "acme/orders", "SFF")
+    history(acme, "cafe-nord/feed", "FS")
+    (error,) = acme("errors").json
+    assert (error["fingerprint"], error["failures"], error["clients"], error["still_failing"]) == ("boom <n>", 3, 2, 1)
+    assert acme("errors", "--client", "cafe-nord").json[0]["failures"] == 1
+    assert acme("errors", "--platform", "dagster", "--format", "table").out.strip() == "No run failed."
+    assert acme("run", "record", "acme/invoices", "--status", "failed", "--error", "lost").code == 0
+    assert "1 error more: see --limit." in acme("errors", "--limit", "1", "--format", "table").out
+    assert acme("errors", "--since", "2999-01-01").errors == ["--since: must not be in the future"]
 
 
 def test_flaky_pipelines_flip_and_broken_ones_are_not_flaky(acme: Chm) -> None:

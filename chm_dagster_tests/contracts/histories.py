@@ -8,6 +8,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from chm_dagster.domain.error_text import fingerprint
 from chm_dagster.warehouse.named_queries import ask
 from chm_dagster.warehouse.tables import clients, pipelines, runs
 from chm_dagster_tests.factories import add_pipeline, minutes
@@ -33,6 +34,12 @@ class Execution:
     seen: datetime = NOW
     kind: str | None = None
     will_retry: bool = False
+    error: str | None = None
+
+    @property
+    def message(self) -> str:
+        """Why it failed, if it did."""
+        return self.error if self.error is not None else f"no disk for run-{self.id.int}"
 
     @property
     def effective(self) -> datetime:
@@ -88,7 +95,8 @@ def write(connection: sa.Connection, pipeline_id: UUID, executions: Iterable[Exe
             "kind": e.kind,
             "will_retry": e.will_retry,
             "duration_seconds": e.seconds,
-            "error_message": f"no disk for run-{e.id.int}" if e.status == "failed" else None,
+            "error_message": e.message if e.status == "failed" else None,
+            "error_fingerprint": fingerprint(e.message) if e.status == "failed" else None,
             "source_url": f"https://partner.example/run-{e.id.int}",
         }
         for e in executions

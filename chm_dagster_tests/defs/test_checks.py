@@ -77,7 +77,7 @@ def test_a_duplicate_run_closes_the_gate(deployment: Deployment) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        "UPDATE runs SET status = 'running', finished_at = NULL, duration_seconds = NULL, progress = 1",
+        "UPDATE runs SET status = 'running', finished_at = NULL, duration_seconds = NULL, error_fingerprint = NULL, progress = 1",
         "UPDATE runs SET error_message = 'no disk'",
         "UPDATE runs SET started_at = now() + interval '9 days', finished_at = NULL",
     ],
@@ -98,7 +98,8 @@ def test_a_finished_run_without_any_time_closes_no_gate(deployment: Deployment) 
     deployment.sync()
     execute(
         deployment,
-        "UPDATE runs SET status = 'canceled', started_at = NULL, finished_at = NULL, duration_seconds = NULL",
+        "UPDATE runs SET status = 'canceled', started_at = NULL, finished_at = NULL, duration_seconds = NULL,"
+        " error_fingerprint = NULL",
     )
     assert run_checks(deployment)["status_progression"].passed
 

@@ -123,7 +123,9 @@ def test_once_a_day_the_sensor_looks_for_late_data(reports: Reports) -> None:
     assert second.run_config["ops"]["client_report"]["config"] == {"due": True, "revise": True}
     assert not reports.tick().run_requests, "once a day"
     with reports.office.engine.begin() as connection:
-        connection.execute(sa.text("UPDATE runs SET status = 'success', error_message = NULL"))
+        connection.execute(
+            sa.text("UPDATE runs SET status = 'success', error_message = NULL, error_fingerprint = NULL")
+        )
     reports.execute(second)
     assert reports.kept()[str(reports.week)].revision == 2
     assert len(reports.mailbox.mails) == 1
@@ -138,7 +140,9 @@ def test_a_report_is_not_issued_past_a_gate(reports: Reports, chosen: bool) -> N
     [request] = reports.tick().run_requests or ()
     with reports.office.engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE runs DROP CONSTRAINT ck_runs_running_is_not_finished"))
-        connection.execute(sa.text("UPDATE runs SET status = 'running', error_message = NULL, progress = 0"))
+        connection.execute(
+            sa.text("UPDATE runs SET status = 'running', error_message = NULL, error_fingerprint = NULL, progress = 0")
+        )
     result = reports.choose("acme", reports.week) if chosen else reports.execute(request)
     assert not result.success
     assert {e.check_name for e in result.get_asset_check_evaluations() if not e.passed} == {"status_progression"}

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chm_dagster.domain import error_text
 from chm_dagster.domain.error_text import SUMMARY_CHARS, error_excerpt, error_summary, fingerprint
 from chm_dagster.domain.limits import MAX_ERROR_BYTES
 
@@ -341,3 +342,14 @@ def test_any_text_has_a_fingerprint_on_one_line(text: str) -> None:
     once = fingerprint(text)
     assert "\n" not in once
     assert once == once.strip() == once.lower()
+
+
+_numbered = st.sampled_from(
+    ["404", "code 7", "0x1F", "0X", "2026-01-01 00:00:00+00", "10.0.0.1:80", "a1b2c3d", "/var/9/x", "abc12345", "_7"]
+)
+
+
+@given(st.lists(_numbered | st.text(alphabet="09ax:/-. ", max_size=8), max_size=8).map(" ".join))
+def test_a_fingerprint_is_the_same_with_and_without_its_short_cut(text: str) -> None:
+    line = error_text.error_summary(text, 300)
+    assert fingerprint(text) == error_text._common_parts.__wrapped__(line)

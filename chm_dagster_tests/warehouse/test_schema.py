@@ -230,3 +230,20 @@ def test_an_edit_moves_updated_at_and_a_watermark_does_not(engine: sa.Engine) ->
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE pipelines SET description = 'the nightly one'"))
     assert rows(engine, query)[0]["updated_at"] > before
+
+
+def test_an_upgrade_fills_the_fingerprints_of_failures_that_are_there(engine: sa.Engine) -> None:
+    schema.downgrade(engine, "0019")
+    pipeline = add_pipeline(engine).id
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "INSERT INTO runs (pipeline_id, external_run_id, status, error_message, status_reason) VALUES"
+                " (:p, 'a', 'failed', 'no disk 7', 'bad'), (:p, 'b', 'failed', NULL, 'timed out after 9 s'),"
+                " (:p, 'c', 'failed', NULL, NULL), (:p, 'd', 'success', NULL, NULL)"
+            ),
+            {"p": pipeline},
+        )
+    schema.migrate(engine)
+    stored = {r["external_run_id"]: r["error_fingerprint"] for r in rows(engine, "SELECT * FROM run_details")}
+    assert stored == {"a": "no disk <n>", "b": "timed out after <n> s", "c": "", "d": None}

@@ -35,6 +35,7 @@ _CONTENT = (
     "duration_seconds",
     "rows_processed",
     "error_message",
+    "error_fingerprint",
     "status_reason",
     "payload",
     "source_version",

@@ -41,6 +41,7 @@ COLUMNS = (
     "error_message",
     "status_reason",
     "source_url",
+    "error_fingerprint",
 )
 
 CREATE = """
@@ -55,6 +56,7 @@ CREATE TEMP TABLE IF NOT EXISTS staged_runs (
     error_message text,
     status_reason text,
     source_url text,
+    error_fingerprint text,
     payload jsonb NOT NULL,
     attempt integer NOT NULL,
     progress smallint NOT NULL,
@@ -109,7 +111,13 @@ def encode(observations: Iterable[Observation]) -> bytes:
         # JSON escapes control characters itself; only its backslashes mean something to COPY.
         payload = orjson.dumps(o.payload).replace(b"\\", b"\\\\")
         texts = "\t".join(
-            (_escape(o.external_run_id), _escape(o.error_message), _escape(o.status_reason), _escape(o.source_url))
+            (
+                _escape(o.external_run_id),
+                _escape(o.error_message),
+                _escape(o.status_reason),
+                _escape(o.source_url),
+                _escape(o.error_fingerprint),
+            )
         )
         plain = plain[1:-1].translate(_TABS, b'"').replace(b"null", b"\\N")
         lines.append(b"\t".join((plain, payload, texts.encode())))
