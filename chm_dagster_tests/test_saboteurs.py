@@ -38,7 +38,7 @@ class Saboteur:
     new: str
     test: str
     second: tuple[str, str, str] | None = None
-    """Another file, old and new, where two guards stand one behind the other."""
+    """The file, old and new of another guard, where two stand one behind the other."""
 
 
 SABOTEURS = (
@@ -406,6 +406,7 @@ SABOTEURS = (
         "if known is not None and row.doubt_since is not None:",
         "if False:",
         "alerting/test_evaluating.py::test_records_that_could_not_be_understood_accuse_nobody",
+        ("warehouse/alerts.py", "p.doubt_since, :now)", ":now)"),
     ),
     Saboteur(
         "alerts: a heartbeat that may be lost is not missed",
@@ -726,7 +727,7 @@ def test_without_the_guard_its_test_turns_red(saboteur: Saboteur, copy: Path) ->
     try:
         code, output = _run(copy, saboteur.test)
     finally:
-        for path, text in before:
+        for path, text in reversed(before):
             path.write_text(text, encoding="utf-8")
     assert code == 1, output
     # Red because of what it asserts, not because the copy cannot be imported.
