@@ -19,12 +19,13 @@ from chm_dagster.board.filters import Filters
 from chm_dagster.board.html import STATIC, render
 from chm_dagster.errors import DatabaseUnavailable, InputError, NotFound
 from chm_dagster.presentation.columns import freshness
+from chm_dagster.reporting import FORMATS, build
 from chm_dagster.sessions import Sessions, local_path, read_form
 
 router = APIRouter(include_in_schema=False)
 
 COOKIE = "chm_board"
-FOLDERS = frozenset({"", "wall", "pipelines", "clients", "changes", "errors", "rules", "partners", "reports"})
+FOLDERS = frozenset({"", "wall", "pipelines", "clients", "changes", "errors", "flaky", "rules", "partners", "reports"})
 """The first segments of the pages' paths."""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
@@ -36,6 +37,12 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
     "Cache-Control": "no-store",
 }
+
+_REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none';"
+    " frame-ancestors 'none'"
+)
+"""A report is one file with its own style, and has neither scripts nor forms."""
 
 
 def is_page(path: str) -> bool:
@@ -129,6 +136,18 @@ def failed_runs(request: Request) -> Response:
     return _page(request, "failed_runs", "Failed runs", pages.failed_runs)
 
 
+@router.get("/flaky")
+def flaky(request: Request) -> Response:
+    """Pipelines that flip."""
+    return _page(request, "flaky", "Flaky pipelines", pages.flaky)
+
+
+@router.get("/reports")
+def reports(request: Request) -> Response:
+    """Issued reports."""
+    return _page(request, "reports", "Reports", pages.reports)
+
+
 @router.get("/rules")
 def rules(request: Request) -> Response:
     """Alert rules and their open episodes."""
@@ -160,6 +179,21 @@ def pipeline(request: Request, client: str, pipeline: str) -> Response:
 def run(request: Request, client: str, pipeline: str, id: str = "") -> Response:
     """A run."""
     return _page(request, "run", "Run", lambda reading, filters: pages.run(reading, filters, client, pipeline, id))
+
+
+@router.get("/reports/{client}/{period}")
+def report(request: Request, client: str, period: str) -> Response:
+    """A report as it would be issued now."""
+    now = datetime.now(UTC)
+    base = {"page": "report", "now": now, "filters": Filters(), "path": request.url.path}
+    week, month = (period, None) if "W" in period else (None, period)
+    try:
+        built = build(request.app.state.answers.warehouse.engine, client, week, month, now)
+    except (NotFound, InputError, DatabaseUnavailable) as error:
+        return _refusal(error, {**base, "has_login": request.app.state.sessions is not None})
+    write, media_type = FORMATS["html"]
+    headers = {**_HEADERS, "Content-Security-Policy": _REPORT_POLICY}
+    return Response(write(built.report), media_type=media_type, headers=headers)
 
 
 # --- sessions --------------------------------------------------------------------------------------------------------

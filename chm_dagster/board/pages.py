@@ -16,6 +16,7 @@ from chm_dagster.domain.rules import AlertRule, RuleType
 from chm_dagster.presentation.columns import for_people, is_blind
 from chm_dagster.warehouse.named_queries import Excerpt
 from chm_dagster.warehouse.paging import MAX_LIMIT
+from chm_dagster.warehouse.reports import receivers, report_source
 
 ROWS = 50
 """Rows of a page's main list."""
@@ -138,6 +139,28 @@ def failed_runs(reading: Reading, filters: Filters) -> Facts:
         "full": MAX_RUNS,
         "spans": DAYS,
     }
+
+
+def flaky(reading: Reading, filters: Filters) -> Facts:
+    """The pipelines that flip between success and failure, the worst first."""
+    rows = reading.excerpt("flaky_pipelines", first=ROWS, skip=filters.skip, where={}, **filters.scope)
+    return {"flaky": _people(rows)}
+
+
+def reports(reading: Reading, filters: Filters) -> Facts:
+    """The reports that were issued: of a client all that are kept, else the latest of each. Raises NotFound."""
+    if filters.client is None:
+        chosen = receivers(reading.warehouse.engine)
+        found = [(one, max(one.issues, default=None)) for one in chosen]
+    else:
+        with report_source(reading.warehouse.engine) as source:
+            one = source.client(filters.client)
+        found = [(one, period) for period in sorted(one.issues, reverse=True)]
+    rows = [
+        {"client": one, "period": period, "issued": None if period is None else one.issues[period]}
+        for one, period in found
+    ]
+    return {"reports": _part(rows, filters.skip), "of": None if filters.client is None else one}
 
 
 def rules(reading: Reading, filters: Filters) -> Facts:

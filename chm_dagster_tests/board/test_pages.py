@@ -9,12 +9,14 @@ import pytest
 import sqlalchemy as sa
 
 from chm_dagster.board.filters import Filters
+from chm_dagster.domain.periods import Period
 from chm_dagster.errors import InputError
 from chm_dagster.presentation.columns import HEALTH_SHAPES
+from chm_dagster.reporting import issue_report
 from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.named_queries import ask
 from chm_dagster_tests.board.conftest import PAGES, RUN, change
-from chm_dagster_tests.contracts.histories import HOUR, NOW, disable_client, execution, watch
+from chm_dagster_tests.contracts.histories import DAY, HOUR, NOW, disable_client, execution, watch
 from chm_dagster_tests.factories import rows
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
@@ -135,6 +137,35 @@ def test_the_same_error_at_several_clients_is_one_group(board: httpx.Client, eng
     assert "Same error at several clients 3 clients , 3 pipelines still failing" in words(page(board, "/"))
     assert "No run failed in the last 7 days." in words(page(board, "/errors?client=dune&platform=airflow"))
     assert "disk full" not in words(page(board, "/errors?client=acme"))
+
+
+def test_flaky_pipelines_are_listed_with_their_runs(board: httpx.Client, engine: Engine) -> None:
+    assert "No pipeline is flaky." in words(page(board, "/flaky"))
+    watch(engine, "SFSFSFSFSFSF", "orders")
+    watch(engine, "FFFFFFFFFFFF", "stock")
+    text = page(board, "/flaky")
+    assert "Acme / orders 100% 5 6 of 12" in words(text)
+    assert "stock" not in text
+
+
+def test_issued_reports_are_listed_with_their_figures_and_open(board: httpx.Client, engine: Engine) -> None:
+    watch(engine, "SF", "orders", "Acme")
+    watch(engine, "S", "orders", "Bolt")
+    assert words(page(board, "/reports")).count("none issued yet") == 2
+    for weeks in (1, 2):
+        issue_report(engine, "acme", str(Period.week_of((NOW - 7 * weeks * DAY).date())), None, NOW)
+    latest = str(Period.week_of((NOW - 7 * DAY).date()))
+    assert f"Acme {latest} 0 unknown" in words(page(board, "/reports"))
+    of_client = page(board, "/reports?client=acme")
+    addresses = [href for href in Links(of_client).hrefs if re.match("/reports/", href)]
+    assert addresses[0] == f"/reports/acme/{latest}"
+    assert len(addresses) == 2
+    answer = board.get(addresses[0])
+    assert (answer.status_code, "<script" in answer.text) == (200, False)
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "Not found" in words(page(board, "/reports?client=none", 404))
+    assert "Not found" in words(page(board, f"/reports/none/{latest}", 404))
+    assert "not valid" in words(page(board, "/reports/acme/2026-W99", 400))
 
 
 def test_disabled_clients_are_on_no_page_of_now(board: httpx.Client, busy: Engine) -> None:
