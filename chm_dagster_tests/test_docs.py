@@ -58,6 +58,8 @@ OTHERS_PROGRAMS = {
 """Programs of others that pages call."""
 NOT_SETTINGS = {
     "CHM_BI_POSTGRES_ADDRESS",
+    "CHM_GRAFANA_PASSWORD",
+    "CHM_GRAFANA_PORT",
     "CHM_BI_POSTGRES_SSLMODE",
     "CHM_STACK_ID",
     "CHM_POSTGRES_PASSWORD",

@@ -1,5 +1,7 @@
--- Two databases, each owned by a role of its own without superuser rights. The passwords come from the environment:
---   CHM_POSTGRES_PASSWORD='...' CHM_DAGSTER_POSTGRES_PASSWORD='...' psql -v ON_ERROR_STOP=1 -f deploy/postgres-init.sql
+-- Two databases, each owned by a role of its own without superuser rights, and the roles of deploy/roles.sql. The passwords
+-- come from the environment; without that of chm_bi, nobody can log in as it:
+--   CHM_POSTGRES_PASSWORD='...' CHM_DAGSTER_POSTGRES_PASSWORD='...' CHM_BI_POSTGRES_PASSWORD='...' \
+--     psql -v ON_ERROR_STOP=1 -f deploy/postgres-init.sql
 -- In containers it runs once, when the volume is empty.
 \getenv chm_password CHM_POSTGRES_PASSWORD
 \getenv dagster_password CHM_DAGSTER_POSTGRES_PASSWORD
@@ -8,3 +10,10 @@ CREATE ROLE chm_dagster LOGIN PASSWORD :'dagster_password';
 CREATE DATABASE chm OWNER chm;
 CREATE DATABASE chm_dagster OWNER chm_dagster;
 REVOKE ALL ON DATABASE chm, chm_dagster FROM PUBLIC;
+-- Roles without a password yet, and what only a superuser may take away. `chm migrate --roles` grants the tables.
+\getenv bi_password CHM_BI_POSTGRES_PASSWORD
+\connect chm
+\ir roles.sql
+\if :{?bi_password}
+ALTER ROLE chm_bi PASSWORD :'bi_password';
+\endif

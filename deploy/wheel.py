@@ -11,6 +11,7 @@ SHIPPED = (
     ".dockerignore",
     "contracts",
     "dagster.yaml",
+    "dashboards",
     "deploy/Dockerfile",
     "deploy/compose.env.example",
     "deploy/entrypoint.sh",

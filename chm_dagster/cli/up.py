@@ -229,6 +229,17 @@ FILES = {
     "deploy/postgres-superuser.sql": "deploy/postgres-superuser.sql",
     "deploy/roles.sql": "deploy/roles.sql",
     "deploy/workspace.compose.yaml": "deploy/workspace.compose.yaml",
+    **{
+        name: name
+        for name in (
+            "dashboards/grafana/dashboards/chm-client.json",
+            "dashboards/grafana/dashboards/chm-operations.json",
+            "dashboards/grafana/dashboards/chm-overview.json",
+            "dashboards/grafana/dashboards/chm-pipeline.json",
+            "dashboards/grafana/provisioning/dashboards/chm.yaml",
+            "dashboards/grafana/provisioning/datasources/chm.yaml",
+        )
+    },
 }
 """Each file that is written, and the shipped one that it begins as."""
 
@@ -249,7 +260,7 @@ def init() -> None:
             _show_file(f"kept     {name}")
             continue
         try:
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("xb") as written, shipped(source).open("rb") as original:
                 shutil.copyfileobj(original, written)
             shutil.copymode(shipped(source), target)

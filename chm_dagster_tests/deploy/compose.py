@@ -29,8 +29,15 @@ OTHERS_VARIABLES = {
     "POSTGRES_INITDB_ARGS",
     "CHM_POSTGRES_PASSWORD",
     "CHM_DAGSTER_POSTGRES_PASSWORD",
+    "CHM_BI_POSTGRES_ADDRESS",
+    "CHM_BI_POSTGRES_SSLMODE",
+    "GF_SECURITY_ADMIN_PASSWORD",
+    "GF_AUTH_ANONYMOUS_ENABLED",
+    "GF_USERS_ALLOW_SIGN_UP",
+    "GF_ANALYTICS_REPORTING_ENABLED",
+    "GF_ANALYTICS_CHECK_FOR_UPDATES",
 }
-"""Names that other programs read: Dagster, libpq, the Postgres image."""
+"""Names that other programs read: Dagster, libpq, the Postgres image, Grafana and its files."""
 
 
 def load() -> Compose:
@@ -243,6 +250,21 @@ def commands(compose: Compose) -> Iterator[tuple[str, list[str]]]:
             yield name, [str(word) for word in health[1:]]
 
 
+def blind_dashboards(compose: Compose) -> list[str]:
+    """Grafana gets every variable that its files name, the files themselves, and no password but that of chm_bi."""
+    spec = services(compose)["grafana"]
+    own, mounts = spec["environment"], {str(v).split(":")[0]: str(v).split(":")[1] for v in spec["volumes"]}
+    text = "\n".join(p.read_text() for p in (ROOT / "dashboards/grafana/provisioning").rglob("*.yaml"))
+    wanted = set(re.findall(r"\$(\w+)", text))
+    problems = sorted(wanted - set(own))
+    problems += [n for n in own if SECRET.search(n) and n not in wanted | {"GF_SECURITY_ADMIN_PASSWORD"}]
+    if mounts.get("./dashboards/grafana/provisioning") != "/etc/grafana/provisioning":
+        problems.append("provisioning")
+    if f"path: {mounts.get('./dashboards/grafana/dashboards')}\n" not in text:
+        problems.append("dashboards")
+    return problems + ["anonymous"] * (own.get("GF_AUTH_ANONYMOUS_ENABLED") != "false")
+
+
 RULES: tuple[Rule, ...] = (
     secrets_with_defaults,
     passwords_in_urls,
@@ -257,4 +279,5 @@ RULES: tuple[Rule, ...] = (
     homes_that_vanish,
     open_code_servers,
     passwords_too_many,
+    blind_dashboards,
 )

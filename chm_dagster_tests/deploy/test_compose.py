@@ -15,6 +15,7 @@ import yaml
 
 from chm_dagster import settings
 from chm_dagster.cli.main import app
+from chm_dagster.cli.up import FILES
 from chm_dagster_tests.deploy import compose as rules
 from chm_dagster_tests.deploy.compose import ROOT, Compose, Rule, commands, load, services
 
@@ -117,6 +118,10 @@ SPOILED: list[tuple[Rule, Callable[[Compose], None]]] = [
     (rules.passwords_too_many, of("api", "environment", "CHM_DAGSTER_POSTGRES_PASSWORD", value="${X:?}")),
     (rules.passwords_too_many, of("daemon", "environment", "CHM_DAGSTER_POSTGRES_PASSWORD", value=None)),
     (rules.passwords_too_many, of("api", "environment", "CHM_DATABASE_URL", value="postgresql://chm_dagster@p/chm")),
+    (rules.blind_dashboards, of("grafana", "environment", "CHM_BI_POSTGRES_ADDRESS", value=None)),
+    (rules.blind_dashboards, of("grafana", "environment", "CHM_POSTGRES_PASSWORD", value="${CHM_POSTGRES_PASSWORD:?}")),
+    (rules.blind_dashboards, of("grafana", "environment", "GF_AUTH_ANONYMOUS_ENABLED", value="true")),
+    (rules.blind_dashboards, of("grafana", "volumes", value=["./dashboards/grafana:/etc/grafana/provisioning:ro"])),
 ]
 
 
@@ -179,6 +184,15 @@ def test_the_health_check_of_the_api_needs_no_token() -> None:
     from chm_dagster.api.admission import PUBLIC
 
     assert PATHS["api"] <= PUBLIC
+
+
+def test_chm_init_writes_every_file_that_is_mounted() -> None:
+    for name, spec in services(load()).items():
+        for source in (str(volume).split(":")[0] for volume in spec.get("volumes", [])):
+            if source.startswith("./"):
+                path = ROOT / source
+                files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+                assert {str(file.relative_to(ROOT)) for file in files} <= set(FILES), f"{name}: {source}"
 
 
 def test_every_service_of_the_image_has_a_command() -> None:

@@ -17,9 +17,11 @@ from psycopg import sql
 from chm_dagster.local.postgres import EmbeddedPostgres, _programs
 from chm_dagster.warehouse import schema
 from chm_dagster.warehouse.engine import make_engine
-from chm_dagster_tests.deploy.compose import ROOT
+from chm_dagster.warehouse.roles import BI, apply_roles
+from chm_dagster_tests.deploy.compose import ROOT, load, services
 
 DAGSTER_PASSWORD = "another: one \\\\ with / @ and 'quotes'"
+BI_PASSWORD = "third: 'one'"
 PASSWORD = 'it\'s a $ecret: with \\ and "quotes" / @'
 
 
@@ -36,14 +38,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgre
             "PATH": os.defpath,
             "CHM_POSTGRES_PASSWORD": PASSWORD,
             "CHM_DAGSTER_POSTGRES_PASSWORD": DAGSTER_PASSWORD,
+            "CHM_BI_POSTGRES_PASSWORD": BI_PASSWORD,
         }
         address = url(server, "postgres", "postgres")
-        for script in ("postgres-init.sql", "postgres-superuser.sql"):
-            # Between the two, as on a server of somebody's own, the superuser's password still works.
+        for script in scripts():
+            # Before the last one, as on a server of somebody's own, the superuser's password still works.
             command = [*psql, "-f", str(ROOT / "deploy" / script), address]
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
             assert done.returncode == 0, done.stderr
         yield server
+
+
+def scripts() -> list[str]:
+    """What compose mounts for the image to run, in the order of the names there."""
+    mounts = [volume.split(":") for volume in services(load())["postgres"]["volumes"]]
+    found = {target: Path(source).name for source, target, *_ in mounts if "initdb.d" in target}
+    return [found[target] for target in sorted(found)]
+
+
+def test_the_superuser_loses_its_password_last() -> None:
+    assert scripts() == ["postgres-init.sql", "roles.sql", "postgres-superuser.sql"]
 
 
 def url(server: EmbeddedPostgres, database: str, user: str = "chm", password: str = PASSWORD) -> str:
@@ -60,6 +74,21 @@ def test_the_role_can_migrate_and_downgrade_its_own_database(server: EmbeddedPos
     with engine.connect() as connection:
         assert connection.scalar(sa.text("SELECT count(*) FROM runs")) == 0
     engine.dispose()
+
+
+def test_the_owner_grants_the_dashboards_role_what_it_may_read(server: EmbeddedPostgres) -> None:
+    engine = make_engine(url(server, "chm"))
+    schema.migrate(engine)
+    assert apply_roles(engine, {}) == [], "the script has taken away what only a superuser can"
+    engine.dispose()
+    with psycopg.connect(url(server, "chm", BI, BI_PASSWORD), autocommit=True) as connection:
+        assert connection.execute("SELECT count(status) FROM run_details").fetchone() == (0,)
+        connection.execute("SET default_transaction_read_only = off")
+        for statement in ("SELECT payload FROM runs", "SELECT pg_advisory_lock(1)", "CREATE TEMP TABLE t ()"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement)
+    with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+        psycopg.connect(url(server, "chm_dagster", BI, BI_PASSWORD))
 
 
 @pytest.mark.parametrize(("role", "password"), [("chm", PASSWORD), ("chm_dagster", DAGSTER_PASSWORD)])
