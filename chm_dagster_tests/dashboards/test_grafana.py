@@ -111,6 +111,23 @@ def test_the_page_lists_every_panel() -> None:
     assert listed == [(title, p.title, p.query) for title, panels in DASHBOARDS.values() for p in panels]
 
 
+def contract_rows(text: str) -> list[tuple[str, ...]]:
+    """Query, parameters, number of columns and dashboard of each row of the contract's table."""
+    return re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \| (\d+) \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE)
+
+
+def test_the_contracts_page_says_what_each_query_takes_and_where_it_is_shown() -> None:
+    assert ROOT is not None
+    shown = {p.query: title.removeprefix("CHM: ") for title, panels in DASHBOARDS.values() for p in panels}
+    wanted = [
+        (q.name, ", ".join(f"`{p.name}`" for p in q.parameters) or "-", str(len(q.columns)), shown.get(q.name, "-"))
+        for q in queries().values()
+    ]
+    page = (ROOT / "contracts" / "README.md").read_text(encoding="utf-8")
+    assert sorted(contract_rows(page)) == sorted(wanted)
+    assert sorted(contract_rows(page.replace("| overview |", "| operations |"))) != sorted(wanted)
+
+
 def test_every_health_state_has_a_colour() -> None:
     assert {"failing", "late", "overrunning", "unknown", "healthy"} <= set(COLORS)
 
