@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from chm_dagster_tests.factories import rows
+from chm_dagster_tests.source import parsed
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "chm_dagster"
@@ -36,7 +37,7 @@ def modules(root: Path) -> Iterator[tuple[str, str]]:
 
 def functions(root: Path) -> Iterator[tuple[str, Function]]:
     for name, text in modules(root):
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(text)):
             if isinstance(node, Function):
                 yield f"{name}:{node.name}", node
 
@@ -86,7 +87,7 @@ def private_dagster_imports(root: Path) -> list[str]:
     return [
         f"{name}: {wanted}"
         for name, text in modules(root)
-        for wanted in imported(ast.parse(text))
+        for wanted in imported(parsed(text))
         if re.match(r"dagster\w*\.(\w+\.)*_", wanted) and name not in PRIVATE_DAGSTER
     ]
 

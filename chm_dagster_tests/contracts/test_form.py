@@ -25,6 +25,7 @@ from chm_dagster.warehouse.named_queries import CONTRACT, Column, Parameter, Que
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.contracts.histories import NOW, watch
 from chm_dagster_tests.factories import rows
+from chm_dagster_tests.source import parsed
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMISED = {
@@ -373,7 +374,7 @@ def strays(root: Path) -> list[str]:
 
 
 def texts(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Constant):
             yield str(node.value)
         elif isinstance(node, ast.JoinedStr | ast.BinOp):
