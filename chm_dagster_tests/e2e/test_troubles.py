@@ -32,7 +32,7 @@ from chm_dagster_tests.factories import record
 from chm_dagster_tests.http.fault_server import Reply, Request, runs_reply, status_reply
 from chm_dagster_tests.ingestion.scene import serving
 from chm_dagster_tests.partners.scripts.orchestrators import Airflow
-from chm_dagster_tests.partners.scripts.script import stage
+from chm_dagster_tests.partners.scripts.script import DATE, stage
 
 PULLED = {"off": "off", "refused": "refused", "ahead": "ahead", "nightly": "fleet", "hourly": "fleet"}
 """Pipelines that are read from a partner, and their connections."""
@@ -147,7 +147,15 @@ class Stack:
 
 
 @pytest.fixture
-def stack(engine: sa.Engine, database_url: str, tmp_path: Path, instance: dg.DagsterInstance) -> Iterator[Stack]:
+def stack(
+    engine: sa.Engine,
+    database_url: str,
+    tmp_path: Path,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Stack]:
+    # The fake Airflow's clock stands still since its module was imported; in a long session it would be behind.
+    monkeypatch.setitem(DATE, "Date", format_datetime(datetime.now(UTC), usegmt=True))
     found = Stack(engine, database_url, tmp_path, instance)
     with found.open:
         yield found
