@@ -200,6 +200,7 @@ def _welcome(installation: Installation) -> None:
     ui, api = _url(settings.ui_host, settings.ui_port), _url(settings.api_host, settings.api_port)
     console.print()
     console.print(f"  Dagster UI       {ui}{token}", style="bold green", highlight=False)
+    console.print(f"  Board            {api}{token}", style="bold green", highlight=False)
     console.print(f"  API              {api}/docs{token}", highlight=False)
     if installation.sandbox:
         console.print(f"  Sandbox partner  {installation.partner_base_url}", highlight=False)

@@ -50,6 +50,8 @@ _ERROR_WORD = re.compile(
 _JAVA_THREAD = re.compile(r'^Exception in thread "[^"]{0,200}" ')
 _FRAME = re.compile(r"^\s+at \S")
 _CAUSED_BY = re.compile(r"^\s*Caused by: (?=\S)")
+_LABELLED = re.compile(r"^\s*(?:root )?(?:cause|reason): (?=\S+ \S)", re.IGNORECASE)
+"""A line that says itself that it is the cause; `reason: Error` alone tells nothing."""
 _DBT = re.compile(r"^\s*(?:\w+ ){0,3}(?:Error|Failure) in \w[\w ]* \S+ \(\S+\)$")
 _LEFT_OUT = re.compile(r"^\.\.\. \([\d,]+ of [\d,]+ characters left out\) \.\.\.$")
 # What differs between two occurrences of the same error, what stands in for it, and what every such part contains at
@@ -86,6 +88,7 @@ _BOILERPLATE = re.compile(
     r"^(?:\W*$|LINE \d+:|HINT:|DETAIL:|CONTEXT:|compiled code at |Done\. PASS=|Completed with \d+ error"
     r"|\[?SQL: |\(Background on this error at: |Marking task as |During handling of the above exception"
     r"|The above exception was the direct cause|File \"|Suppressed: |goroutine \d+|\.\.\. \d+ (?:more|common frames)"
+    r"|.{0,100}\bbefore the (?:error|failure)(?:: \d+)?\.?$"
     r"|.{0,60}\b(?:exit code|exit status|return code|exited with(?: code)?) ?-?\d+\.?$)"
 )
 
@@ -248,7 +251,7 @@ def _from_lines(text: str) -> str:
         # dbt names the model on one line and the reason on the next.
         reason = next((follow.strip() for follow in map(_plain, lines[number + 1 : number + 4]) if follow.strip()), "")
         return f"{line.strip()}: {reason}" if reason else line
-    line = _JAVA_THREAD.sub("", _CAUSED_BY.sub("", line))
+    line = _JAVA_THREAD.sub("", _LABELLED.sub("", _CAUSED_BY.sub("", line)))
     if _TRACEBACK in line:
         return "a traceback without its exception"
     return line if line.strip() else lines[number]
@@ -299,8 +302,11 @@ def _stack_heads(plain: list[str]) -> Iterator[int]:
 
 
 def _log_lines(plain: list[str]) -> Iterator[int]:
-    """dbt's first error, then lines that report an error, then any that say something; the last first."""
+    """dbt's first error, then the line that names the cause, those that report an error, any that say something; the
+    last first.
+    """
     yield from (n for n, line in enumerate(plain) if _DBT.match(line))
+    yield from (n for n in range(len(plain) - 1, -1, -1) if _LABELLED.match(plain[n]))
     said = [n for n in range(len(plain) - 1, -1, -1) if not _empty_words(plain[n])]
     yield from (n for n in said if _EXCEPTION.search(plain[n]) or _ERROR_WORD.search(plain[n]))
     yield from said

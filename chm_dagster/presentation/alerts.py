@@ -97,7 +97,7 @@ def _state(item: Item) -> str:
     since, found = _at(item.since), item.evidence
     match item.rule_type:
         case RuleType.ON_FAILURE | RuleType.CONSECUTIVE_FAILURES:
-            return f"failing since {since}, {count(found.count, 'failure')} in a row"
+            return f"failing since {since}, {count(found.count, 'failure')}{' in a row' if found.count > 1 else ''}"
         case RuleType.FAILURES_IN_WINDOW:
             window = duration((item.window_minutes or 0) * 60)
             return f"{count(found.count, 'failure')} since {since}, the limit is {item.threshold} within {window}"

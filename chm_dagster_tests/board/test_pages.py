@@ -15,6 +15,7 @@ from chm_dagster.presentation.columns import HEALTH_SHAPES
 from chm_dagster.reporting import issue_report
 from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.named_queries import ask
+from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.board.conftest import PAGES, RUN, change
 from chm_dagster_tests.contracts.histories import DAY, HOUR, NOW, disable_client, execution, watch
 from chm_dagster_tests.factories import rows
@@ -166,6 +167,26 @@ def test_issued_reports_are_listed_with_their_figures_and_open(board: httpx.Clie
     assert "Not found" in words(page(board, "/reports?client=none", 404))
     assert "Not found" in words(page(board, f"/reports/none/{latest}", 404))
     assert "not valid" in words(page(board, "/reports/acme/2026-W99", 400))
+
+
+RULES = {
+    "the latest run failed": {"rule_type": "on_failure"},
+    "2 failures in a row": {"rule_type": "consecutive_failures", "threshold": 2},
+    "3 failures within 1 h": {"rule_type": "failures_in_window", "threshold": 3, "window_minutes": 60},
+    "no success within 1 d": {"rule_type": "no_success_in_window", "window_minutes": 1_440},
+    "a run takes longer than 45 min": {"rule_type": "running_too_long", "window_minutes": 45},
+    "a run takes longer than the pipeline's limit": {"rule_type": "running_too_long"},
+    "a run is late by more than 15 min": {"rule_type": "missed_run", "window_minutes": 15},
+    "a run is late by more than the pipeline's grace time": {"rule_type": "missed_run"},
+}
+
+
+def test_each_rule_says_in_words_when_it_fires(board: httpx.Client, warehouse: Warehouse) -> None:
+    warehouse.clients.create("Acme")
+    for number, fields in enumerate(RULES.values()):
+        warehouse.rules.create({"client_id": "acme", "channel": "inbox", "destination": f"team-{number}", **fields})
+    page = unescape(board.get("/rules").text)
+    assert re.findall(r"<td>([^<]+)</td><td>inbox: team-\d</td>", page) == list(RULES)
 
 
 def test_disabled_clients_are_on_no_page_of_now(board: httpx.Client, busy: Engine) -> None:

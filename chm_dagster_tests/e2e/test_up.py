@@ -151,6 +151,7 @@ def test_an_empty_home_starts_stops_and_starts_again_with_a_ticking_schedule(
     daemons = state(ui)["instance"]["daemonHealth"]["allDaemonStatuses"]
     assert all(daemon["healthy"] for daemon in daemons if daemon["required"])
     api = f"http://127.0.0.1:{ports['CHM_API_PORT']}"
+    assert f"Board            {api}\n" in "".join(first.lines)
     assert f"API              {api}/docs" in "".join(first.lines)
     assert httpx.get(f"{api}/readyz", trust_env=False).status_code == 200
     assert len(httpx.get(f"{api}/api/v1/health/latest", trust_env=False).json()["items"]) == 24

@@ -148,6 +148,15 @@ SUMMARIES = {
     "a traceback that is cut off": ('Traceback (most recent call last):\n  File "a.py", line 1\n', None),
     "html": ("<!DOCTYPE html><html><head><title>\n 502 Bad Gateway </title></head><body/></html>", "502 Bad Gateway"),
     "colours only": ("\x1b[31m", "\x1b[31m"),
+    "a named cause": (
+        "Sync failed: exit code 1\n  cause: 429 Too Many Requests, quota is used up\n  records before the failure: 7",
+        "429 Too Many Requests, quota is used up",
+    ),
+    "what came before the error": (
+        "a.sh: line 7: /out/a.csv: No space left on device\na.sh: 7 rows written before the error\nexit status 1",
+        "a.sh: line 7: /out/a.csv: No space left on device",
+    ),
+    "a reason that tells nothing": ("Reason: Error\nError: disk quota exceeded", "Error: disk quota exceeded"),
     "many bytes": ("ошибка: нет места на диске 💾\n", "ошибка: нет места на диске 💾"),
 }  # fmt: skip
 

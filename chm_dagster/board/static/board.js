@@ -12,7 +12,7 @@
       else if (!time.title.includes("(")) time.title = `${shown} (${time.title})`;
     }
     const note = document.querySelector(".zone");
-    if (note) note.textContent = `Times are in ${zone}, with UTC behind each.`;
+    if (note) note.textContent = zone === "UTC" ? "Times are in UTC." : `Times are in ${zone}; point at one to see UTC.`;
   }
 
   function warn(text) {
