@@ -100,64 +100,30 @@ def _refusal(error: Exception, base: Mapping[str, Any]) -> Response:
     return HTMLResponse(page, status, headers=_HEADERS)
 
 
-@router.get("/")
-def overview(request: Request) -> Response:
-    """All clients, the worst first."""
-    return _page(request, "overview", "Overview", pages.overview)
+_LISTS: Mapping[str, tuple[str, _Facts]] = {
+    "/": ("Overview", pages.overview),
+    "/wall": ("Wall", pages.wall),
+    "/pipelines": ("Pipelines", pages.pipelines),
+    "/changes": ("Changes", pages.changes),
+    "/errors": ("Errors", pages.errors),
+    "/errors/runs": ("Failed runs", pages.failed_runs),
+    "/flaky": ("Flaky pipelines", pages.flaky),
+    "/reports": ("Reports", pages.reports),
+    "/rules": ("Rules", pages.rules),
+    "/partners": ("Partners", pages.partners),
+}
+"""The pages whose address names nothing: their titles and what they show. Each has a template of the same name."""
 
 
-@router.get("/wall")
-def wall(request: Request) -> Response:
-    """The same for a screen on the wall."""
-    return _page(request, "wall", "Wall", pages.wall)
+def _list(title: str, facts: _Facts) -> Callable[[Request], Response]:
+    def page(request: Request) -> Response:
+        return _page(request, facts.__name__, title, facts)
+
+    return page
 
 
-@router.get("/pipelines")
-def pipelines(request: Request) -> Response:
-    """Pipelines, filtered."""
-    return _page(request, "pipelines", "Pipelines", pages.pipelines)
-
-
-@router.get("/changes")
-def changes(request: Request) -> Response:
-    """What changed since yesterday."""
-    return _page(request, "changes", "Changes", pages.changes)
-
-
-@router.get("/errors")
-def errors(request: Request) -> Response:
-    """What made runs fail, in groups of the same error."""
-    return _page(request, "errors", "Errors", pages.errors)
-
-
-@router.get("/errors/runs")
-def failed_runs(request: Request) -> Response:
-    """The failed runs of an error."""
-    return _page(request, "failed_runs", "Failed runs", pages.failed_runs)
-
-
-@router.get("/flaky")
-def flaky(request: Request) -> Response:
-    """Pipelines that flip."""
-    return _page(request, "flaky", "Flaky pipelines", pages.flaky)
-
-
-@router.get("/reports")
-def reports(request: Request) -> Response:
-    """Issued reports."""
-    return _page(request, "reports", "Reports", pages.reports)
-
-
-@router.get("/rules")
-def rules(request: Request) -> Response:
-    """Alert rules and their open episodes."""
-    return _page(request, "rules", "Rules", pages.rules)
-
-
-@router.get("/partners")
-def partners(request: Request) -> Response:
-    """How reading partners goes."""
-    return _page(request, "partners", "Partners", pages.partners)
+for _path, (_title, _facts) in _LISTS.items():
+    router.add_api_route(_path, _list(_title, _facts), name=_facts.__name__)
 
 
 @router.get("/clients/{client}")

@@ -4,6 +4,7 @@ Every number comes from a query of the SQL contract (contracts/README.md lists t
 counts. Lists are cut at a fixed length, and say what is left out.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -185,7 +186,7 @@ def partners(reading: Reading, filters: Filters) -> Facts:
 
 
 def _for_client(filters: Filters, slug: str) -> Filters:
-    return Filters(slug, filters.environment, filters.health, filters.change, filters.text, filters.skip)
+    return dataclasses.replace(filters, client=slug)
 
 
 def _clients(reading: Reading, filters: Filters) -> list[dict[str, Any]]:

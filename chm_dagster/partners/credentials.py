@@ -20,18 +20,22 @@ from chm_dagster.partners.engine.selectors import ABSENT, Model, checked_names, 
 _PREFIX = "credentials."
 
 
-class FixedAuth(Model):
+class _Templates(Model):
+    """A method whose texts are templates over credentials and options."""
+
+    @field_validator("*")
+    @classmethod
+    def _names_are_known(cls, value: Any) -> Any:
+        return checked_names(value, frozenset(), ("credentials.", "options."))
+
+
+class FixedAuth(_Templates):
     """A header or a parameter on every request. `value` is a template over ${credentials.name}."""
 
     kind: Literal["header", "query", "basic"]
     """`basic` encodes value, written as user:password, as HTTP Basic."""
     name: str = "Authorization"
     value: str
-
-    @field_validator("value")
-    @classmethod
-    def _names_are_known(cls, value: str) -> str:
-        return str(checked_names(value, frozenset(), ("credentials.", "options.")))
 
 
 class NoAuth(Model):
@@ -40,7 +44,7 @@ class NoAuth(Model):
     kind: Literal["none"]
 
 
-class Login(Model):
+class Login(_Templates):
     """A token that a login request returns: from the partner itself, or from `url` (OAuth2 client credentials)."""
 
     kind: Literal["login"]
@@ -59,13 +63,8 @@ class Login(Model):
     name: str = "Authorization"
     prefix: str = "Bearer "
 
-    @field_validator("url", "path", "body", "form", "basic")
-    @classmethod
-    def _names_are_known(cls, value: Any) -> Any:
-        return checked_names(value, frozenset(), ("credentials.", "options."))
 
-
-class Aws(Model):
+class Aws(_Templates):
     """Requests signed with AWS Signature Version 4."""
 
     kind: Literal["aws"]
@@ -77,13 +76,8 @@ class Aws(Model):
     session_token: str | None = None
     """Of temporary credentials: `${credentials.session_token}`."""
 
-    @field_validator("region", "access_key_id", "secret_access_key", "session_token")
-    @classmethod
-    def _names_are_known(cls, value: Any) -> Any:
-        return checked_names(value, frozenset(), ("credentials.", "options."))
 
-
-class GoogleAccount(Model):
+class GoogleAccount(_Templates):
     """A token for a Google service account, from the JSON file with its key."""
 
     kind: Literal["google"]
@@ -91,13 +85,8 @@ class GoogleAccount(Model):
     """The content of the file."""
     scope: str = "https://www.googleapis.com/auth/cloud-platform"
 
-    @field_validator("service_account", "scope")
-    @classmethod
-    def _names_are_known(cls, value: Any) -> Any:
-        return checked_names(value, frozenset(), ("credentials.", "options."))
 
-
-class GithubApp(Model):
+class GithubApp(_Templates):
     """A token for an installation of a GitHub App."""
 
     kind: Literal["github_app"]
@@ -106,11 +95,6 @@ class GithubApp(Model):
     installation_id: str = "${credentials.installation_id}"
     private_key: str = "${credentials.private_key}"
     """In PEM form; line breaks may be written as \\n."""
-
-    @field_validator("app_id", "installation_id", "private_key")
-    @classmethod
-    def _names_are_known(cls, value: Any) -> Any:
-        return checked_names(value, frozenset(), ("credentials.", "options."))
 
 
 Auth = Annotated[FixedAuth | NoAuth | Login | Aws | GoogleAccount | GithubApp, Field(discriminator="kind")]

@@ -50,7 +50,7 @@ EVALUATING_LOCK = "hashtextextended('chm/alerts/evaluating', 0)"
 # Which rules apply to which pipelines. Of one type, a rule of the pipeline takes the place of those of its client.
 _PAIRS = f"""
 WITH watched AS MATERIALIZED (
-    SELECT p.*, CASE
+    SELECT p.id, p.client_id, p.created_at, p.max_runtime_minutes, p.due_at, CASE
         WHEN p.external_id IS NULL OR starts_with(p.connection, '{PUSHED}') THEN :now
         WHEN p.observed_through IS NOT NULL
             THEN least(coalesce(p.known_through, p.observed_through - :delay), p.doubt_since, :now)
@@ -73,8 +73,9 @@ WITH watched AS MATERIALIZED (
 # The pairs that may fire: all that do are among them, and few others. `evaluate` decides.
 _CANDIDATES = sa.text(f"""{_PAIRS}
 SELECT x.rule_id, x.id AS pipeline_id FROM pairs AS x
-CROSS JOIN LATERAL latest_health_runs(x.id, 1) AS last
-WHERE x.rule_type IN ('on_failure', 'consecutive_failures') AND last.status = 'failed'
+WHERE x.rule_type IN ('on_failure', 'consecutive_failures') AND x.id IN (
+    SELECT p.id FROM watched AS p CROSS JOIN LATERAL latest_health_runs(p.id, 1) AS last WHERE last.status = 'failed'
+)
 UNION ALL
 SELECT x.rule_id, x.id FROM pairs AS x
 WHERE x.rule_type = 'failures_in_window' AND x.threshold <= (
@@ -137,14 +138,15 @@ FROM pipelines AS p JOIN clients AS c ON c.id = p.client_id
 WHERE p.id = ANY(:ids)
 """)
 
-_RUN = "r.pipeline_id, r.external_run_id, r.status, r.effective_at, r.started_at, r.finished_at, r.kind, r.will_retry"
+_RUN = "r.external_run_id, r.status, r.effective_at, r.started_at, r.finished_at, r.kind, r.will_retry"
 _NEWEST = "ORDER BY r.effective_at DESC, r.finished_at DESC NULLS LAST, r.id DESC"
 # Everything since the latest success, or since the time that an open episode needs; at least three runs. Where a window
 # counts failures, those of the window as well.
+# Rows go by the number of their pipeline in `ids`: there may be many, and an id costs more to read and compare.
 _RUNS = sa.text(f"""
-SELECT r.* FROM unnest(
+SELECT p.n, r.* FROM unnest(
     CAST(:ids AS uuid[]), CAST(:since AS timestamptz[]), CAST(:counted AS timestamptz[])
-) AS p(id, since, counted)
+) WITH ORDINALITY AS p(id, since, counted, n)
 CROSS JOIN LATERAL (
     SELECT least(
         coalesce((SELECT good.effective_at FROM latest_success(p.id) AS good), '-infinity'),
@@ -277,15 +279,16 @@ class Evaluation:
         found = self._runs(since, counted)
         rows = self._connection.execute(_SUBJECTS, {"ids": list(since)}).all()
         gaps = tuple(api_gaps(self._connection, self.now - _LOOK_BACK)) if rows else ()
-        return {row.id: _subject(row, found.get(row.id, []), counted.get(row.id), self.now, gaps) for row in rows}
+        return {row.id: _subject(row, found[row.id], counted.get(row.id), self.now, gaps) for row in rows}
 
     def _runs(self, since: Mapping[UUID, datetime], counted: Mapping[UUID, datetime]) -> dict[UUID, list[RunFact]]:
-        found: dict[UUID, list[RunFact]] = {}
-        times = {"since": list(since.values()), "counted": [counted.get(pipeline_id) for pipeline_id in since]}
-        wanted = {"ids": list(since), **times, "limit": MAX_RUNS, "failures": MAX_FAILURES}
-        for pipeline_id, *run in self._connection.execute(_RUNS, wanted):
-            found.setdefault(pipeline_id, []).append(fact_of(*run))
-        return found
+        ids = list(since)
+        found: list[list[RunFact]] = [[] for _ in ids]
+        times = {"since": list(since.values()), "counted": [counted.get(pipeline_id) for pipeline_id in ids]}
+        wanted = {"ids": ids, **times, "limit": MAX_RUNS, "failures": MAX_FAILURES}
+        for number, *run in self._connection.execute(_RUNS, wanted).all():
+            found[number - 1].append(fact_of(*run))
+        return dict(zip(ids, found, strict=True))
 
     def errors(self, runs: Collection[tuple[UUID, str]]) -> dict[tuple[UUID, str], tuple[str, str | None]]:
         """Of each run the telling line of its error, and the link to it."""

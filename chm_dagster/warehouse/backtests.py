@@ -34,8 +34,8 @@ ORDER BY p.id
 
 # From the last success before the time in question on, because a streak may have begun before it.
 _RUNS = sa.text("""
-SELECT r.pipeline_id, r.external_run_id, r.status, r.effective_at, r.started_at, r.finished_at, r.kind, r.will_retry
-FROM unnest(CAST(:ids AS uuid[])) AS p(id)
+SELECT p.n, r.external_run_id, r.status, r.effective_at, r.started_at, r.finished_at, r.kind, r.will_retry
+FROM unnest(CAST(:ids AS uuid[])) WITH ORDINALITY AS p(id, n)
 CROSS JOIN LATERAL (
     SELECT coalesce((
         SELECT s.effective_at FROM runs AS s
@@ -76,8 +76,8 @@ def watched(
         gaps = tuple(api_gaps(connection, since))
         for first in range(0, len(rows), _AT_ONCE):
             some = rows[first : first + _AT_ONCE]
-            found: dict[UUID, list[RunFact]] = {row.id: [] for row in some}
-            for pipeline_id, *run in connection.execute(_RUNS, {"ids": list(found), "since": since}):
-                found[pipeline_id].append(fact_of(*run))
-            for row in some:
-                yield Watched(row.key, expectations_of(row), coverage_of(row, now, gaps), found[row.id])
+            found: list[list[RunFact]] = [[] for _ in some]
+            for number, *run in connection.execute(_RUNS, {"ids": [row.id for row in some], "since": since}).all():
+                found[number - 1].append(fact_of(*run))
+            for row, runs in zip(some, found, strict=True):
+                yield Watched(row.key, expectations_of(row), coverage_of(row, now, gaps), runs)

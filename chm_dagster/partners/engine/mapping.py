@@ -1,5 +1,6 @@
 """From a raw record to a run: whose it is, which run, what its status words mean, and every other field."""
 
+import abc
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -191,7 +192,24 @@ class RecordReader:
         return meaning is None or meaning.status != "drop"
 
 
-class RecordMapper:
+class Mapper(abc.ABC):
+    """Maps records one at a time; a record that cannot be mapped is rejected with its reason."""
+
+    def __call__(self, pipeline_id: UUID, record: Any, observed_at: datetime) -> Observation | Rejection:
+        """The run in the record, or why there is none. Never raises on bad data."""
+        try:
+            if not isinstance(record, dict):
+                raise InputError("record", "not an object; send one JSON object for each run")
+            return self._observation(pipeline_id, record, observed_at)
+        except InputError as refused:
+            return Rejection(pipeline_id, str(refused), values.clean_record(record))
+
+    @abc.abstractmethod
+    def _observation(self, pipeline_id: UUID, record: dict[str, Any], observed_at: datetime) -> Observation:
+        """The run in the record. Raises InputError."""
+
+
+class RecordMapper(Mapper):
     """Maps the records of one API. `links` are values for links that no record holds: `ui`, and `options.name`."""
 
     def __init__(self, runs: Runs, *, reopens: bool, links: Mapping[str, Any] | None = None) -> None:
@@ -201,16 +219,7 @@ class RecordMapper:
         self._left_out = frozenset([DETAILS, *runs.volatile])
         self._links = {"ui": "", **(links or {})}
 
-    def __call__(self, pipeline_id: UUID, record: Any, observed_at: datetime) -> Observation | Rejection:
-        """The run in the record, or why there is none. Never raises on bad data."""
-        try:
-            return self._observation(pipeline_id, record, observed_at)
-        except InputError as refused:
-            return Rejection(pipeline_id, str(refused), values.clean_record(record))
-
-    def _observation(self, pipeline_id: UUID, record: Any, observed_at: datetime) -> Observation:
-        if not isinstance(record, dict):
-            raise InputError("record", "not an object; send one JSON object for each run")
+    def _observation(self, pipeline_id: UUID, record: dict[str, Any], observed_at: datetime) -> Observation:
         runs = self._runs
         run_id = values.run_id(first(record, runs.id), runs.id[0])
         status, word, unknown = self._words.read(record)

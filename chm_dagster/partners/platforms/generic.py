@@ -10,9 +10,9 @@ from typing import Any
 from uuid import UUID
 
 from chm_dagster.domain import values
-from chm_dagster.domain.runs import Observation, Rejection, RunKind, RunStatus
+from chm_dagster.domain.runs import Observation, RunKind, RunStatus
 from chm_dagster.errors import InputError
-from chm_dagster.partners.engine.mapping import CLOCKS_DIFFER, PLAIN_WORDS, SYNONYMS, normalise_status
+from chm_dagster.partners.engine.mapping import CLOCKS_DIFFER, PLAIN_WORDS, SYNONYMS, Mapper, normalise_status
 
 _MORE_WORDS: Mapping[RunStatus, str] = {
     RunStatus.RUNNING: "queued pending starting scheduled submitted created waiting paused suspended deferred resuming "
@@ -36,7 +36,7 @@ _LEAVES_OPEN = frozenset({"completed", "complete", "done", "COMPLETED", "Complet
 """Words that say nothing about the outcome if a `conclusion` or `result` is beside them."""
 
 
-class GenericMapper:
+class GenericMapper(Mapper):
     """Maps records of the generic API. `reopens`: a finished run may run again under its id at this partner.
 
     `status_map` replaces the table of status words; `{**DEFAULT_STATUS_MAP, "word": RunStatus.FAILED}` extends it.
@@ -46,16 +46,7 @@ class GenericMapper:
         self._reopens = reopens
         self._statuses = {normalise_status(word): status for word, status in status_map.items()}
 
-    def __call__(self, pipeline_id: UUID, record: Any, observed_at: datetime) -> Observation | Rejection:
-        """The run in the record, or why there is none. Never raises on bad data."""
-        try:
-            return self._observation(pipeline_id, record, observed_at)
-        except InputError as refused:
-            return Rejection(pipeline_id, str(refused), values.clean_record(record))
-
-    def _observation(self, pipeline_id: UUID, record: Any, observed_at: datetime) -> Observation:
-        if not isinstance(record, dict):
-            raise InputError("record", "not an object; send one JSON object for each run")
+    def _observation(self, pipeline_id: UUID, record: dict[str, Any], observed_at: datetime) -> Observation:
         field = record.get
         run_id = values.run_id(field("id"))
         word = field("status")
