@@ -3,18 +3,17 @@
 `python -m chm_dagster.presentation.grafana` rewrites `dashboards/grafana/`; a test compares the files with `build()`.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from chm_dagster.presentation.dashboards import COLORS, DASHBOARDS, Panel, choices, filled, taken
 from chm_dagster.shipped import shipped
 from chm_dagster.warehouse.named_queries import Column, Query, queries
 
 SOURCE = {"type": "grafana-postgresql-datasource", "uid": "chm"}
 FOLDER = "dashboards/grafana"
-_PLACEHOLDER = re.compile(r"(?<![:\w]):(\w+)(?!:)")
 # What a dashboard puts in place of a parameter; the others stay at their defaults.
 VALUES = {
     "client_slug": "nullif(${client:sqlstring}, '')",
@@ -24,79 +23,6 @@ VALUES = {
     "since": "$__timeFrom()",
     "until": "$__timeTo()",
 }
-COLORS = {
-    "failing": "red",
-    "regression": "red",
-    "still failing": "red",
-    "failed": "red",
-    "late": "orange",
-    "overrunning": "orange",
-    "new": "blue",
-    "running": "blue",
-    "unknown": "purple",
-    "healthy": "green",
-    "fixed": "green",
-    "success": "green",
-}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Panel:
-    """A query on a dashboard, in a grid of 24 columns. `empty` is shown if it returns no row."""
-
-    query: str
-    title: str
-    empty: str
-    width: int = 24
-    type: str = "table"
-
-
-_FOUR = (
-    Panel("needs_attention", "What needs attention now?", "Nothing needs attention.", 12),
-    Panel("changed_since", "What changed in the selected time?", "Nothing changed.", 12),
-    Panel("latest_status_by_client", "How is each client doing?", "There are no clients yet.", 12),
-    Panel("flaky_pipelines", "Which pipelines are flaky?", "No pipeline is flaky.", 12),
-)
-DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
-    "chm-overview": (
-        "CHM: overview",
-        (
-            *_FOUR,
-            Panel("failures_over_time", "Failures over time", "No time is selected.", 12, "timeseries"),
-            Panel("failure_rate_by_platform", "Failure rate by platform", "Nothing settled.", 12),
-            Panel("failure_counts_by_client", "Failures by client", "There are no clients yet.", 12),
-            Panel("error_groups", "Errors in the selected time, at the most clients first", "No run failed.", 12),
-        ),
-    ),
-    "chm-client": (
-        "CHM: client",
-        (
-            Panel("latest_status_by_pipeline", "Latest run and health", "There are no pipelines yet."),
-            Panel("failing_now", "Failing now", "Nothing is failing."),
-            Panel("client_summary", "Runs in the selected time", "There are no pipelines yet."),
-            Panel("failed_runs", "Failed runs in the selected time", "No run failed."),
-            Panel("flakiness_over_time", "Flips over time", "No time is selected.", 24, "timeseries"),
-        ),
-    ),
-    "chm-pipeline": (
-        "CHM: pipeline",
-        (
-            Panel("recent_runs_by_pipeline", "Last runs, the oldest first", "There are no pipelines yet."),
-            Panel("duration_distribution", "How long runs take", "No runs.", 12, "barchart"),
-            Panel("open_episodes", "Open alert episodes", "No rule has found anything wrong.", 12),
-            Panel("past_episodes", "Past alert episodes", "None in the selected time."),
-        ),
-    ),
-    "chm-operations": (
-        "CHM: operations",
-        (
-            Panel("connections", "Connections: how recently was each read?", "No pipeline is read from a partner."),
-            Panel("waiting_messages", "Messages that no receiver accepted", "Every message was accepted."),
-        ),
-    ),
-}
-WITHOUT_PANEL: dict[str, str] = {}
-"""Queries that no dashboard shows, each with the reason."""
 
 
 def build() -> dict[str, str]:
@@ -128,18 +54,17 @@ def dashboard(uid: str) -> dict[str, Any]:
 
 def statement(query: Query) -> str:
     """The statement of a query with Grafana's variables and macros in place of its parameters."""
-    return _PLACEHOLDER.sub(lambda found: VALUES.get(found[1], "NULL"), query.sql)
+    return filled(query, VALUES)
 
 
 def _variables(panels: tuple[Panel, ...]) -> list[str]:
-    used = {name for panel in panels for name in re.findall(r"\$\{(\w+):", statement(queries()[panel.query]))}
+    used = {name for parameter in taken(panels) for name in re.findall(r"\$\{(\w+):", VALUES.get(parameter, ""))}
     return [name for name in ("client", "pipeline", "platform", "environment") if name in used]
 
 
 def _variable(name: str) -> dict[str, Any]:
-    choices = [c for q in queries().values() for p in q.parameters if p.name == name for c in p.choices]
-    if choices:
-        options = ",".join(dict.fromkeys(["All : ", *(f"{c} : {c}" for c in choices)]))
+    if known := choices(name):
+        options = ",".join(["All : ", *(f"{c} : {c}" for c in known)])
         return {"name": name, "label": name.capitalize(), "type": "custom", "query": options,
                 "current": {"text": "All", "value": ""}}  # fmt: skip
     return {"name": name, "label": f"{name.capitalize()} (empty: all)", "type": "textbox", "query": "",

@@ -11,7 +11,8 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
-from chm_dagster.presentation.grafana import COLORS, DASHBOARDS, FOLDER, SOURCE, WITHOUT_PANEL, build, dashboard
+from chm_dagster.presentation.dashboards import COLORS, DASHBOARDS, WITHOUT_PANEL
+from chm_dagster.presentation.grafana import FOLDER, SOURCE, build, dashboard
 from chm_dagster.shipped import checkout
 from chm_dagster.warehouse.named_queries import ask, queries
 from chm_dagster.warehouse.roles import BI, apply_roles
@@ -112,16 +113,18 @@ def test_the_page_lists_every_panel() -> None:
 
 
 def contract_rows(text: str) -> list[tuple[str, ...]]:
-    """Query, parameters, number of columns and dashboard of each row of the contract's table."""
-    return re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \| (\d+) \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE)
+    """Query, parameters, number of columns, dashboard and question of each row of the contract's table."""
+    row = r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \| (\d+) \| [^|]+ \| ([^|]+) \| ([^|]+) \|$"
+    return re.findall(row, text, re.MULTILINE)
 
 
 def test_the_contracts_page_says_what_each_query_takes_and_where_it_is_shown() -> None:
     assert ROOT is not None
-    shown = {p.query: title.removeprefix("CHM: ") for title, panels in DASHBOARDS.values() for p in panels}
+    shown = {p.query: (title.removeprefix("CHM: "), p.title) for title, panels in DASHBOARDS.values() for p in panels}
     wanted = [
-        (q.name, ", ".join(f"`{p.name}`" for p in q.parameters) or "-", str(len(q.columns)), shown.get(q.name, "-"))
+        (q.name, ", ".join(f"`{p.name}`" for p in q.parameters) or "-", str(len(q.columns)), *shown[q.name])
         for q in queries().values()
+        if q.name not in WITHOUT_PANEL
     ]
     page = (ROOT / "contracts" / "README.md").read_text(encoding="utf-8")
     assert sorted(contract_rows(page)) == sorted(wanted)
