@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import ssl
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -22,6 +23,8 @@ settings.register_profile(
 )
 settings.load_profile("chm")
 
+PLAIN_HTTP = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For clients of servers on this machine: without it, each httpx client loads all certificates."""
 _numbers = count(1)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -78,9 +81,15 @@ def empty_database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
 
 
 @pytest.fixture
-def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """A migrated, empty database."""
+def own_database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A migrated, empty database, also where other tests share one."""
     yield from _database(postgres, "template_chm")
+
+
+@pytest.fixture
+def database_url(own_database_url: str) -> str:
+    """A migrated, empty database."""
+    return own_database_url
 
 
 @pytest.fixture

@@ -8,10 +8,12 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib.metadata import version
 
 import anyio.to_thread
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from starlette.routing import BaseRoute
 
 from chm_dagster.api import alerts, errors, health, lineage, openapi, operations, pages, reports
 from chm_dagster.api.admission import Authentication, HeadRequests, Limits
@@ -85,14 +87,22 @@ def bare_app() -> FastAPI:
         lifespan=_lifespan,
         generate_unique_id_function=openapi.operation_id,
     )
-    for router in ROUTERS:
-        app.include_router(router)
+    app.router.routes.extend(_routes())
     app.mount("/board", pages.FILES)
     app.state.mcp = Mcp()
     app.router.routes.append(route(app.state.mcp))
     openapi.install(app)
     errors.install(app)
     return app
+
+
+@cache
+def _routes() -> tuple[BaseRoute, ...]:
+    """The endpoints. They know no app, so that all apps of a process share them: building their models takes long."""
+    together = APIRouter(generate_unique_id_function=openapi.operation_id)
+    for router in ROUTERS:
+        together.include_router(router)
+    return tuple(together.routes)
 
 
 @asynccontextmanager

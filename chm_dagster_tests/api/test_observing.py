@@ -21,6 +21,8 @@ from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.api.calls import add_client, add_pipeline
 from chm_dagster_tests.api.conftest import TOKEN, caller
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:

@@ -18,6 +18,8 @@ from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.api.calls import refused
 from chm_dagster_tests.api.conftest import TOKEN, caller
 
+pytestmark = pytest.mark.alone
+
 HEAD = "{} {} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 ENDLESS = 120
 """Seconds within which a server under load closes what it is to close. A test waits for so long only if it fails."""

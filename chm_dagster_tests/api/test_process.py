@@ -25,6 +25,8 @@ from chm_dagster.warehouse.engine import Engine, make_engine
 from chm_dagster_tests.api.calls import refused
 from chm_dagster_tests.api.conftest import caller
 
+pytestmark = pytest.mark.alone
+
 
 def free_port() -> int:
     with socket.socket() as probe:

@@ -12,7 +12,7 @@ from chm_dagster.board.answers import Answers
 from chm_dagster.serving import serve_in_thread
 from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.warehouse import Warehouse
-from chm_dagster_tests.conftest import emptied
+from chm_dagster_tests.conftest import PLAIN_HTTP, emptied
 from chm_dagster_tests.contracts.histories import watch
 
 TOKEN = "a-token-of-the-tests"
@@ -59,7 +59,7 @@ def served(warehouse: Warehouse, token: str | None = None) -> AbstractContextMan
 
 
 def browser(url: str) -> httpx.Client:
-    return httpx.Client(base_url=url, headers={"Accept": "text/html"}, trust_env=False, timeout=30)
+    return httpx.Client(base_url=url, headers={"Accept": "text/html"}, trust_env=False, verify=PLAIN_HTTP, timeout=30)
 
 
 @pytest.fixture

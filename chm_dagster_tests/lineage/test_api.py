@@ -18,6 +18,7 @@ from chm_dagster.ingestion.lineage import UnmatchedEvents, jobs, replay
 from chm_dagster.serving import serve_in_thread
 from chm_dagster.warehouse.engine import make_engine
 from chm_dagster.warehouse.warehouse import Warehouse
+from chm_dagster_tests.conftest import PLAIN_HTTP
 from chm_dagster_tests.factories import rows
 from chm_dagster_tests.lineage.recorded import events, sent
 from chm_dagster_tests.lineage.test_receiving import pipeline
@@ -35,7 +36,9 @@ def api(engine: sa.Engine, unmatched: UnmatchedEvents) -> Iterator[httpx.Client]
     app = create_app(Warehouse(engine), token="t", unmatched_events=unmatched)
     with (
         serve_in_thread(app) as url,
-        httpx.Client(base_url=url, headers={"Authorization": "Bearer t"}, trust_env=False, timeout=30) as client,
+        httpx.Client(
+            base_url=url, headers={"Authorization": "Bearer t"}, trust_env=False, verify=PLAIN_HTTP, timeout=30
+        ) as client,
     ):
         yield client
 
@@ -107,7 +110,7 @@ def test_events_of_an_unknown_job_are_kept_until_its_pipeline_is_there(
 def test_a_full_store_of_unmatched_events_responds_503(engine: sa.Engine, tmp_path: Path) -> None:
     app = create_app(Warehouse(engine), unmatched_events=UnmatchedEvents(tmp_path / "lineage", room=100))
     with serve_in_thread(app) as url:
-        answer = httpx.post(url + PATH, json=sent(), trust_env=False)
+        answer = httpx.post(url + PATH, json=sent(), trust_env=False, verify=PLAIN_HTTP)
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) > 0
 
@@ -115,7 +118,7 @@ def test_a_full_store_of_unmatched_events_responds_503(engine: sa.Engine, tmp_pa
 def test_an_unwritable_store_of_unmatched_events_responds_503(engine: sa.Engine, tmp_path: Path) -> None:
     (tmp_path / "lineage").write_text("a file where the folder should be")
     with serve_in_thread(create_app(Warehouse(engine), unmatched_events=UnmatchedEvents(tmp_path / "lineage"))) as url:
-        answer = httpx.post(url + PATH, json=sent(), trust_env=False)
+        answer = httpx.post(url + PATH, json=sent(), trust_env=False, verify=PLAIN_HTTP)
     assert answer.status_code == 503
     assert str(tmp_path) not in answer.text
 
@@ -144,7 +147,7 @@ def test_a_batch_reports_invalid_events_and_accepts_the_others(api: httpx.Client
 def test_without_a_database_the_producer_gets_a_503_to_retry() -> None:
     nowhere = make_engine("postgresql://nobody@127.0.0.1:1/none")
     with serve_in_thread(create_app(Warehouse(nowhere))) as url:
-        answer = httpx.post(url + PATH, json=sent(), trust_env=False)
+        answer = httpx.post(url + PATH, json=sent(), trust_env=False, verify=PLAIN_HTTP)
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) > 0
 

@@ -11,6 +11,7 @@ import pytest
 from chm_dagster.errors import InputError
 from chm_dagster.partners.sandbox import SettableClock, World, create_app, serve_in_thread
 from chm_dagster.partners.sandbox.misbehaviour import Kind, Misbehaviour
+from chm_dagster_tests.conftest import PLAIN_HTTP
 
 NOON = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
 ONE = "/pipelines/amberwick-orders-sync/runs"
@@ -22,7 +23,9 @@ CONTROL = "/_sandbox/misbehave"
 def served() -> Iterator[httpx.Client]:
     with (
         serve_in_thread(create_app(World(7), "t", now=SettableClock(NOON))) as base_url,
-        httpx.Client(base_url=base_url, headers={"Authorization": "Bearer t"}, trust_env=False) as http,
+        httpx.Client(
+            base_url=base_url, headers={"Authorization": "Bearer t"}, trust_env=False, verify=PLAIN_HTTP
+        ) as http,
     ):
         yield http
 

@@ -10,6 +10,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from chm_dagster.partners.sandbox import SettableClock, World, create_app, serve_in_thread
+from chm_dagster_tests.conftest import PLAIN_HTTP
 
 NOON = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
 TOKEN = "sandbox-test-token"
@@ -22,7 +23,9 @@ class Partner:
     def __init__(self, base_url: str, clock: SettableClock, world: World) -> None:
         self.clock = clock
         self.world = world
-        self.http = httpx.Client(base_url=base_url, headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False)
+        self.http = httpx.Client(
+            base_url=base_url, headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False, verify=PLAIN_HTTP
+        )
 
     def pages(self, path: str, **query: str) -> Iterator[dict[str, Any]]:
         for _ in range(200):
@@ -131,7 +134,9 @@ def test_a_restarted_server_returns_the_same_bytes(partner: Partner) -> None:
     query = {"updated_since": "2026-03-10T10:00:00Z"}
     before = partner.http.get("/runs", params=query)
     with serve_in_thread(create_app(World(7), TOKEN, now=SettableClock(NOON))) as base_url:
-        after = httpx.get(f"{base_url}/runs", params=query, headers=partner.http.headers, trust_env=False)
+        after = httpx.get(
+            f"{base_url}/runs", params=query, headers=partner.http.headers, trust_env=False, verify=PLAIN_HTTP
+        )
     old_host, new_host = str(partner.http.base_url).rstrip("/"), base_url
     assert after.content.replace(new_host.encode(), old_host.encode()) == before.content
 
@@ -141,7 +146,9 @@ def test_a_cursor_survives_a_restart(partner: Partner) -> None:
     first, second, *_ = partner.pages("/runs", **query)
     with serve_in_thread(create_app(World(7), TOKEN, now=SettableClock(NOON + timedelta(hours=1)))) as base_url:
         query["cursor"] = first["next_cursor"]
-        again = httpx.get(f"{base_url}/runs", params=query, headers=partner.http.headers, trust_env=False).json()
+        again = httpx.get(
+            f"{base_url}/runs", params=query, headers=partner.http.headers, trust_env=False, verify=PLAIN_HTTP
+        ).json()
     assert [r["id"] for r in again["runs"]] == [r["id"] for r in second["runs"]]
 
 
@@ -227,7 +234,9 @@ def test_a_cursor_of_another_list_is_rejected(partner: Partner) -> None:
     assert partner.http.get("/runs", params={"cursor": inventory_cursor}).status_code == 400
     with serve_in_thread(create_app(World(8), TOKEN)) as other_world:
         path = f"{other_world}/pipelines/amberwick-orders-sync/runs"
-        answer = httpx.get(path, params={"cursor": cursor}, headers=partner.http.headers, trust_env=False)
+        answer = httpx.get(
+            path, params={"cursor": cursor}, headers=partner.http.headers, trust_env=False, verify=PLAIN_HTTP
+        )
     assert answer.status_code == 400
 
 
@@ -253,7 +262,7 @@ def test_unknown_pipelines_and_paths_are_404_and_wrong_methods_405_in_json(partn
 )
 def test_a_wrong_or_missing_token_is_a_401_with_a_challenge(partner: Partner, path: str, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header}
-    answer = httpx.get(partner.http.base_url.join(path), headers=headers, trust_env=False)
+    answer = httpx.get(partner.http.base_url.join(path), headers=headers, trust_env=False, verify=PLAIN_HTTP)
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"].startswith("Bearer")
     assert TOKEN not in answer.text
@@ -261,17 +270,17 @@ def test_a_wrong_or_missing_token_is_a_401_with_a_challenge(partner: Partner, pa
 
 def test_without_a_configured_token_no_token_is_required() -> None:
     with serve_in_thread(create_app(World(7), None)) as base_url:
-        assert httpx.get(f"{base_url}/runs", trust_env=False).status_code == 200
+        assert httpx.get(f"{base_url}/runs", trust_env=False, verify=PLAIN_HTTP).status_code == 200
 
 
 def test_health_index_and_run_pages_need_no_token(partner: Partner) -> None:
     base_url = str(partner.http.base_url).rstrip("/")
-    assert httpx.get(f"{base_url}/healthz", trust_env=False).json() == {"status": "ok"}
-    index = httpx.get(base_url, trust_env=False).json()
+    assert httpx.get(f"{base_url}/healthz", trust_env=False, verify=PLAIN_HTTP).json() == {"status": "ok"}
+    index = httpx.get(base_url, trust_env=False, verify=PLAIN_HTTP).json()
     assert "GET /runs" in index["endpoints"]
     (record,) = partner.http.get("/runs", params={"limit": 1}).json()["runs"]
     assert record["url"].startswith(base_url)
-    assert httpx.get(record["url"], trust_env=False).json() == record
+    assert httpx.get(record["url"], trust_env=False, verify=PLAIN_HTTP).json() == record
 
 
 def test_there_is_one_date_header_with_the_apps_clock(partner: Partner) -> None:
@@ -283,8 +292,8 @@ def test_there_is_one_date_header_with_the_apps_clock(partner: Partner) -> None:
 
 def test_a_partner_without_the_account_wide_list_returns_404_for_it() -> None:
     with serve_in_thread(create_app(World(7), None, account_wide=False)) as base_url:
-        assert httpx.get(f"{base_url}/runs", trust_env=False).status_code == 404
-        assert httpx.get(f"{base_url}/pipelines", trust_env=False).status_code == 200
+        assert httpx.get(f"{base_url}/runs", trust_env=False, verify=PLAIN_HTTP).status_code == 404
+        assert httpx.get(f"{base_url}/pipelines", trust_env=False, verify=PLAIN_HTTP).status_code == 200
 
 
 def test_a_bench_world_brings_500_new_runs_when_its_clock_advances_by_a_window() -> None:
@@ -296,6 +305,6 @@ def test_a_bench_world_brings_500_new_runs_when_its_clock_advances_by_a_window()
             since = clock.time
             clock.advance(timedelta(minutes=5))
             query = {"updated_since": since.isoformat(), "limit": "5000"}
-            page = httpx.get(f"{base_url}/runs", params=query, trust_env=False).json()
+            page = httpx.get(f"{base_url}/runs", params=query, trust_env=False, verify=PLAIN_HTTP).json()
             assert (len(page["runs"]), page["next_cursor"]) == (500, None)
     assert world.generated == 1_000
