@@ -81,20 +81,31 @@ def empty_database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
 
 
 @pytest.fixture
-def own_database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """A migrated, empty database, also where other tests share one."""
-    yield from _database(postgres, "template_chm")
+def alone(request: pytest.FixtureRequest) -> bool:
+    """True if the test is marked to have a database of its own; the others share one, which is faster."""
+    return request.node.get_closest_marker("alone") is not None
 
 
 @pytest.fixture
-def database_url(own_database_url: str) -> str:
+def database_url(request: pytest.FixtureRequest, postgres: EmbeddedPostgres, alone: bool) -> Iterator[str]:
     """A migrated, empty database."""
-    return own_database_url
+    if alone:
+        yield from _database(postgres, "template_chm")
+        return
+    shared: sa.Engine = request.getfixturevalue("shared_engine")
+    before = _schema(emptied(shared))
+    yield request.getfixturevalue("shared_database_url")
+    assert _schema(shared) == before, (
+        "mark the test with `alone`: it changes the schema of a database that others share"
+    )
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[sa.Engine]:
+def engine(request: pytest.FixtureRequest, database_url: str, alone: bool) -> Iterator[sa.Engine]:
     """An engine on a migrated, empty database."""
+    if not alone:
+        yield request.getfixturevalue("shared_engine")
+        return
     engine = make_engine(database_url)
     yield engine
     engine.dispose()
@@ -102,7 +113,7 @@ def engine(database_url: str) -> Iterator[sa.Engine]:
 
 @pytest.fixture(scope="session")
 def shared_database_url(postgres: EmbeddedPostgres) -> str:
-    """A migrated database for short tests, which empty it themselves."""
+    """A migrated database for tests that leave its schema as it is. It is emptied before each."""
     with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
         connection.execute("CREATE DATABASE test_shared TEMPLATE template_chm")
     return postgres.url("test_shared")
@@ -118,9 +129,28 @@ def shared_engine(shared_database_url: str) -> Iterator[sa.Engine]:
 def emptied(engine: sa.Engine) -> sa.Engine:
     """The engine, on a database that has nothing in it any more."""
     with engine.begin() as connection:
+        connection.execute(sa.text("SET LOCAL lock_timeout = '20s'"))
         for table in ("alert_rules", "runs", "pipelines", "clients"):
             connection.execute(sa.text(f"DELETE FROM {table}"))
     return engine
+
+
+def _schema(engine: sa.Engine) -> tuple[object, ...]:
+    """What changes with the schema or the rights of a database."""
+    with engine.connect() as connection:
+        return tuple(
+            connection.execute(
+                sa.text(
+                    "SELECT (SELECT sum(hashtext(c::text)) FROM pg_constraint AS c WHERE connamespace = n.oid),"
+                    " (SELECT sum(hashtext(concat(relname, relkind, relacl))) FROM pg_class WHERE relnamespace = n.oid),"
+                    " (SELECT sum(hashtext(concat(proname, prosrc, proacl))) FROM pg_proc WHERE pronamespace = n.oid),"
+                    " (SELECT count(*) FROM pg_attribute JOIN pg_class AS c ON c.oid = attrelid"
+                    " WHERE relnamespace = n.oid), (SELECT count(*) FROM pg_trigger),"
+                    " (SELECT count(*) FROM pg_db_role_setting)"
+                    " FROM pg_namespace AS n WHERE nspname = 'public'"
+                )
+            ).one()
+        )
 
 
 @pytest.fixture

@@ -170,7 +170,12 @@ def doubt_about(rejected: int, reasons: Sequence[str], unknown_statuses: Mapping
     if unknown := sum(unknown_statuses.values()):
         words = ", ".join(repr(reason_text(word) or "") for word in sorted(unknown_statuses))
         found.append(f"{_records(unknown)} of the last sync {_were(unknown)} of unknown status: {words}")
-    text = "; ".join(found)
+    return one_doubt(*found)
+
+
+def one_doubt(*doubts: str | None) -> str | None:
+    """The doubts in one text that fits into the ledger; None if there are none."""
+    text = "; ".join(filter(None, doubts))
     return (text if len(text) <= MAX_DOUBT_CHARS else text[: MAX_DOUBT_CHARS - 1] + "…") or None
 
 

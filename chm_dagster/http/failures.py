@@ -37,11 +37,13 @@ class StatusError(Permanent):
     """The server rejected the request with this HTTP `status`; retrying cannot help.
 
     `body` is the JSON of the response, None if it is no JSON or long. It may hold anything, so it is for code alone.
+    `is_page`: the response is a web page, which a proxy or a login may have sent in place of the server.
     """
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, *, is_page: bool = False) -> None:
         super().__init__(message)
         self.status = status
+        self.is_page = is_page
         self.body: Any = None
 
 
@@ -108,7 +110,13 @@ class Classifier:
             return Failure(Misconfigured(self.message(path, what)))
         if status == 408 or (status >= 500 and status not in (501, 505)):
             return Failure(Transient(self.message(path, f"answered {status}")), retry=True)
-        return Failure(StatusError(self.message(path, f"refused ({status})"), status))
+        is_page = response.headers.get("content-type", "").lower().startswith("text/html")
+        what = (
+            f"refused ({status}), with a web page and not with JSON; check base_url"
+            if is_page
+            else f"refused ({status})"
+        )
+        return Failure(StatusError(self.message(path, what), status, is_page=is_page))
 
     def reread(self, path: str, error: StatusError, meaning: ErrorMeaning) -> Failure:
         """The failure, now that the body of the response is known."""

@@ -266,7 +266,8 @@ def _event(line: dict[str, Any]) -> SyncEvent:
     if line["kind"] == "done":
         through, observed, server = (_time(line.get(name)) for name in ("synced_through", "observed_at", "server_time"))
         assert through is not None and observed is not None  # noqa: S101 - `_line` writes both
-        return PipelinesSynced(line["external_ids"], through, observed, server, timedelta(seconds=line["overlap"]))
+        overlap, unread = timedelta(seconds=line["overlap"]), line.get("unread", {})
+        return PipelinesSynced(line["external_ids"], through, observed, server, overlap, unread)
     if line["kind"] == "gone":
         runs = [_open_run(run) for run in line["runs"]]
         return RunsNotFound(line["external_id"], runs, datetime.fromisoformat(line["observed_at"]))

@@ -22,6 +22,7 @@ from chm_dagster.domain.sync import (
     error_code,
     held_back,
     next_attempt,
+    one_doubt,
     watermark,
 )
 from chm_dagster.errors import ConfigError
@@ -257,8 +258,9 @@ class _Reader:
             if pipeline.id in self.repointed:
                 row.error = _REPOINTED
                 continue
-            row.warning = row.warning or found.warning
-            self.completed.append(self._complete(pipeline, row, through, done, found.doubt))
+            unread = done.unread.get(pipeline.external_id)
+            row.warning = row.warning or unread or found.warning
+            self.completed.append(self._complete(pipeline, row, through, done, one_doubt(unread, found.doubt)))
 
     def _complete(
         self,
@@ -266,7 +268,7 @@ class _Reader:
         row: PipelineReport,
         through: datetime | None,
         done: PipelinesSynced,
-        doubt_of_times: str | None,
+        other_doubt: str | None,
     ) -> CompletedSync:
         doubt = doubt_about(row.counts.rejected, row.rejections, row.unknown_statuses)
         needs_run = False
@@ -280,7 +282,7 @@ class _Reader:
             row.warning,
             known_through=done.observed_at - done.overlap,
             stale_at=done.observed_at + self.share.partner.fresh_for,
-            doubt=doubt or doubt_of_times,
+            doubt=one_doubt(doubt, other_doubt),
             doubt_needs_run=needs_run,
         )
 

@@ -59,7 +59,8 @@ class PipelinesSynced:
 
     The header may be wrong: how far the runs are really known also depends on the records (`domain/sync.py`).
     `observed_at` is when the first request started, by our clock; `server_time` is the `Date` of its response. Records
-    may become visible up to `overlap` after they were stamped.
+    may become visible up to `overlap` after they were stamped. `unread`: by pipeline, why the state of some of its
+    unfinished runs could not be read.
     """
 
     external_ids: Sequence[str]
@@ -67,6 +68,7 @@ class PipelinesSynced:
     observed_at: datetime
     server_time: datetime | None = None
     overlap: timedelta = DEFAULT_OVERLAP
+    unread: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -8,35 +8,11 @@ import pytest
 
 from chm_dagster.api.app import create_app
 from chm_dagster.serving import serve_in_thread
-from chm_dagster.warehouse.engine import Engine, make_engine
+from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.warehouse import Warehouse
-from chm_dagster_tests.conftest import PLAIN_HTTP, emptied
+from chm_dagster_tests.conftest import PLAIN_HTTP
 
 TOKEN = "a-token-of-the-tests"
-
-
-@pytest.fixture
-def alone(request: pytest.FixtureRequest) -> bool:
-    """True if the test is marked to have a database and servers of its own; others share them, which is faster."""
-    return request.node.get_closest_marker("alone") is not None
-
-
-@pytest.fixture
-def database_url(request: pytest.FixtureRequest, alone: bool) -> str:
-    """A migrated database; `engine` empties it."""
-    url: str = request.getfixturevalue("own_database_url" if alone else "shared_database_url")
-    return url
-
-
-@pytest.fixture
-def engine(request: pytest.FixtureRequest, database_url: str, alone: bool) -> Iterator[Engine]:
-    """An engine on a migrated, empty database."""
-    if not alone:
-        yield emptied(request.getfixturevalue("shared_engine"))
-        return
-    engine = make_engine(database_url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture
@@ -46,13 +22,14 @@ def warehouse(engine: Engine) -> Warehouse:
 
 @pytest.fixture(scope="session")
 def shared_url(shared_engine: Engine) -> Iterator[str]:
-    with serve_in_thread(create_app(Warehouse(shared_engine), token=TOKEN)) as url:
+    # Without its life cycle, in which it would note in everybody's tests that it is up.
+    with serve_in_thread(create_app(Warehouse(shared_engine), token=TOKEN), lifespan="off") as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def shared_open_url(shared_engine: Engine) -> Iterator[str]:
-    with serve_in_thread(create_app(Warehouse(shared_engine))) as url:
+    with serve_in_thread(create_app(Warehouse(shared_engine)), lifespan="off") as url:
         yield url
 
 

@@ -12,7 +12,7 @@ from chm_dagster.board.answers import Answers
 from chm_dagster.serving import serve_in_thread
 from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.warehouse import Warehouse
-from chm_dagster_tests.conftest import PLAIN_HTTP, emptied
+from chm_dagster_tests.conftest import PLAIN_HTTP
 from chm_dagster_tests.contracts.histories import watch
 
 TOKEN = "a-token-of-the-tests"
@@ -38,12 +38,6 @@ PAGES = (
     *("/pipelines?health=paused", "/?health=late&environment=prod", "/nowhere-in-particular/../clients/none", "/?x=1"),
 )
 """Every page, also those that say why there is nothing to show."""
-
-
-@pytest.fixture
-def engine(shared_engine: sa.Engine) -> sa.Engine:
-    """An engine on a migrated, empty database."""
-    return emptied(shared_engine)
 
 
 @pytest.fixture

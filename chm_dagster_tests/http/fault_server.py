@@ -143,6 +143,11 @@ def status_reply(status: int, headers: Mapping[str, str] | None = None) -> Reply
     return respond(b"{}", status, headers)
 
 
+def page_reply(status: int) -> Reply:
+    """A web page, as a proxy sends it that does not know the server behind it."""
+    return respond(b"<html><h1>404 page not found</h1></html>", status, {"Content-Type": "text/html; charset=utf-8"})
+
+
 def then_close(data: bytes) -> Reply:
     """Exactly these bytes, then a clean close of the connection."""
 

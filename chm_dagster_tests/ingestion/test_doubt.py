@@ -16,7 +16,7 @@ from chm_dagster.serving import serve_in_thread
 from chm_dagster.warehouse.named_queries import ask
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.factories import record
-from chm_dagster_tests.http.fault_server import Reply, Request, json_reply, runs_reply
+from chm_dagster_tests.http.fault_server import Reply, Request, json_reply, page_reply, runs_reply
 from chm_dagster_tests.ingestion.scene import Scene, serving
 
 Records = list[dict[str, Any]]
@@ -125,6 +125,35 @@ def test_a_status_that_is_not_known_is_neither_healthy_nor_late_nor_overrunning(
     stage.add("r2", "levitating", 3)
     stage.ingest()
     assert stage.health() == ("unknown", "1 record of the last sync was of unknown status: 'levitating'")
+
+
+def test_an_unfinished_run_that_cannot_be_read_is_not_taken_for_an_overrunning_one(
+    engine: sa.Engine, tmp_path: Path
+) -> None:
+    stage, proxy = Stage(engine, tmp_path, "airbyte", airbyte_record), [False]
+
+    def answer(request: Request) -> Reply:
+        return page_reply(404) if proxy[0] and not request.path.endswith("/jobs") else airbyte(request, stage.records)
+
+    with serving(answer) as server:
+        stage.open(server.base_url, tmp_path)
+        stage.set(max_runtime_minutes=90, is_active=True)
+        stage.add("r1", hours_ago=4)
+        stage.add("r2", "running", 1, duration=None)
+        stage.ingest()
+        assert stage.health() == ("healthy", None)
+        stage.set(max_runtime_minutes=30)
+        stage.records.clear()  # it is over, and no longer in the list
+        proxy[0] = True
+        report = stage.ingest().pipelines["acme/orders"]
+        assert "an unfinished run could not be read: " in (report.warning or "")
+        health, reason = stage.health()
+        assert (health, reason) == ("unknown", report.warning)
+        assert len(stage.runs("orders")) == 2
+        proxy[0] = False
+        stage.add("r2", hours_ago=0.5)
+        stage.ingest()
+        assert stage.health() == ("healthy", None)
 
 
 def test_a_failure_before_it_stays_a_failure(stage: Stage) -> None:

@@ -25,6 +25,7 @@ from chm_dagster_tests.http.fault_server import (
     Request,
     drip,
     head,
+    page_reply,
     respond,
     runs_reply,
     status_reply,
@@ -316,11 +317,12 @@ def test_a_partner_that_lies_changes_nothing_that_is_not_its_own(lie: str, engin
     [
         (lambda _: status_reply(401), "credentials_refused"),
         (lambda _: status_reply(404), "not_at_partner"),
+        (lambda _: page_reply(404), "bad_response"),
         (lambda _: status_reply(429, {"Retry-After": "7200"}), "rate_limited"),
         (lambda _: status_reply(302), "bad_response"),
         (lambda _: drip(b"not http", 8), "unreachable"),
     ],
-    ids=["401", "404", "429", "302", "garbage"],
+    ids=["401", "404", "404 of a proxy", "429", "302", "garbage"],
 )
 def test_why_a_pipeline_cannot_be_read_and_since_when_is_kept_until_it_can(
     engine: sa.Engine, tmp_path: Path, answer: Answer, code: str

@@ -13,7 +13,7 @@ from chm_dagster.errors import NotAtPartner, Permanent, RemoteError, SchemaDrift
 from chm_dagster.partners.engine.model import Rest
 from chm_dagster.partners.engine.sync import RestFeed
 from chm_dagster.partners.port import PipelinesFailed, PipelinesSynced, RecordBatch, RunsNotFound, SyncTarget
-from chm_dagster_tests.http.fault_server import FaultServer, Reply, Request, json_reply, status_reply
+from chm_dagster_tests.http.fault_server import FaultServer, Reply, Request, json_reply, page_reply, status_reply
 from chm_dagster_tests.http.setup import NOW, partner_http
 
 DATE = {"Date": "Sun, 01 Mar 2026 11:58:00 GMT"}
@@ -540,6 +540,18 @@ def test_a_transient_lookup_failure_keeps_the_watermark() -> None:
     events, _ = sync(answer, [SyncTarget("p0", SINCE, still_open("r1"))], lookup=ONE)
     assert gone(events) == []
     assert isinstance(error(events), Transient)
+
+
+def test_a_run_is_not_gone_because_a_proxy_sends_a_page_instead_of_its_api() -> None:
+    target = SyncTarget("p0", SINCE, still_open("r1"))
+    events, _ = sync(lambda r: runs() if r.path.endswith("/runs") else page_reply(404), [target], lookup=ONE)
+    assert gone(events) == []
+    (end,) = [event for event in events if isinstance(event, PipelinesSynced)]
+    why = "connection acme: /p/p0/runs/r1: refused (404), with a web page and not with JSON; check base_url"
+    assert end.unread == {"p0": f"an unfinished run could not be read: {why}"}
+    own_pages = {**ONE, "not_found": [{"status": 404, "page": True}]}
+    events, _ = sync(lambda r: runs() if r.path.endswith("/runs") else page_reply(404), [target], lookup=own_pages)
+    assert gone(events) == [("p0", ["r1"])]
 
 
 def test_a_sync_looks_up_at_most_a_hundred_single_runs() -> None:

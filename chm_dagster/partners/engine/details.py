@@ -139,13 +139,15 @@ class RunLookups:
 
     def __init__(self, api: Api, lookup: RunLookup, breaker: CircuitBreaker) -> None:
         self._api, self._lookup, self._breaker = api, lookup, breaker
+        self.unread: dict[str, str] = {}
+        """By pipeline, why the state of an unfinished run could not be read."""
 
     async def read(
         self, unfinished: Collection[RunKey], failing: Collection[RunKey]
     ) -> AsyncGenerator[tuple[Response, Records, Sequence[RunKey]], None]:
         """Each response with the runs as they are now, and those that are gone. Raises RemoteError."""
         size = self._lookup.max_ids
-        keys = _chosen(unfinished, MAX_LOOKUPS * size)
+        open_runs, keys = set(unfinished), _chosen(unfinished, MAX_LOOKUPS * size)
         if self._lookup.failing:
             keys += _chosen(failing, MAX_FAILING_LOOKUPS * size)
         for start in range(0, len(keys), size):
@@ -155,6 +157,8 @@ class RunLookups:
             except (StatusError, SchemaDrift) as error:
                 # The streams have been read. One run that stays open in the ledger is no reason to discard them.
                 logger.warning("%s; the state of %d runs is unknown", error, len(chunk))
+                why = f"an unfinished run could not be read: {error}"
+                self.unread |= {owner: why for owner, _ in open_runs.intersection(chunk)}
                 continue
             by_id = {self._api.reader.run_id(row): row for row in rows}
             found = [(owner, by_id[run_id]) for owner, run_id in chunk if run_id in by_id]
@@ -172,7 +176,7 @@ class RunLookups:
         try:
             response = await self._breaker.call(lambda: api.http.send(request))
         except StatusError as error:
-            if not any(wanted.matches(error.status, error.body) for wanted in lookup.not_found):
+            if not any(wanted.matches(error.status, error.body, is_page=error.is_page) for wanted in lookup.not_found):
                 raise
             return Response(None, sent_at, None), []
         api.check(response)

@@ -137,6 +137,7 @@ class GroupReader:
         self._kept = self._of_others = self._unassigned = 0
         self.first: Response | None = None
         self.not_found: list[RunsNotFound] = []
+        self.unread: dict[str, str] = {}
 
     async def records(self) -> AsyncGenerator[tuple[Response, Records], None]:
         """The records of every stream that is due, and of unfinished runs that none contained. Raises RemoteError."""
@@ -160,6 +161,7 @@ class GroupReader:
             async for response, found, gone in lookups.read(self._open, self._failing):
                 self.not_found += self._not_found(gone, response.observed_at)
                 yield response, found
+            self.unread = lookups.unread
 
     def _is_due(self, stream: Stream) -> bool:
         if stream.when == "open":
@@ -337,8 +339,9 @@ class GroupReader:
             return ResponseTooLarge(f"{error}, even with the smallest page; raise http.max_body_megabytes")
         if self.first is not None or len(self._group.targets) > 1 or not isinstance(error, StatusError):
             return error
-        unknown = any(wanted.matches(error.status, error.body) for wanted in self._api.rest.scope.unknown)
-        if unknown or error.status in _UNKNOWN_PIPELINE[self._group.read_as]:
+        declared = self._api.rest.scope.unknown
+        unknown = any(wanted.matches(error.status, error.body, is_page=error.is_page) for wanted in declared)
+        if unknown or (error.status in _UNKNOWN_PIPELINE[self._group.read_as] and not error.is_page):
             (external_id,) = self._group.external_ids
             hint = f"the partner does not know pipeline {external_id!r} ({error.status}); check its external_id"
             return NotAtPartner(f"{self._api.label}: {hint}")

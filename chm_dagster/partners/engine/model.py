@@ -137,10 +137,12 @@ class ErrorMatch(Model):
     """A selector in the response..."""
     contains: str = ""
     """... and the text that it finds there, or a part of it."""
+    page: bool = False
+    """Whether it may be a web page. Else pages do not count: a proxy or a login sends them for paths that do exist."""
 
-    def matches(self, status: int, body: Any) -> bool:
+    def matches(self, status: int, body: Any, *, is_page: bool = False) -> bool:
         """Whether a response is meant; `body` is its JSON, or None."""
-        if status != self.status:
+        if status != self.status or (is_page and not self.page):
             return False
         found = [] if self.selector is None else find(body, self.selector)
         return self.selector is None or any(isinstance(text, str) and self.contains in text for text in found)
@@ -164,7 +166,7 @@ class Scope(Model):
     unknown_is_empty: bool = False
     """Whether requests for the ${id} of an unknown pipeline return an empty list instead of 404."""
     unknown: list[ErrorMatch] = []
-    """Which responses besides 404 mean that the partner does not know the pipeline ${id}."""
+    """Which responses besides 404, if it is no web page, mean that the partner does not know the pipeline ${id}."""
     account_optional: bool = False
     """Whether some partners lack the account-wide request; they answer it with 404, 405 or 501."""
 

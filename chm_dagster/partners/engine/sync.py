@@ -221,7 +221,8 @@ class RestFeed:
         if self._api.requests_end:
             # What was only requested up to our own time is not known beyond it, whatever the partner's clock says.
             through = min(through, reader.now)
-        return PipelinesSynced(external_ids, through - self.overlap, first.observed_at, first.server_time, self.overlap)
+        through -= self.overlap
+        return PipelinesSynced(external_ids, through, first.observed_at, first.server_time, self.overlap, reader.unread)
 
 
 async def in_parallel(
