@@ -16,9 +16,10 @@
 -- - A pipeline is failing if its latest settled run failed; late if a run was due and none came within the grace time (15
 --   minutes unless grace_minutes says otherwise); overrunning if a run takes longer than max_runtime_minutes; healthy if
 --   it is none of these and its latest settled run is a success; else unknown. What did not happen is claimed only where
---   it is known: a pipeline that was not read for 30 minutes (longer if syncs are rarer) is unknown, and so is one of
---   whose last sync a record was not understood, one whose report CHM's API may have missed because it was down, and,
---   whatever its runs say, one that its partner no longer knows. A failure stays a failure until a newer run is known.
+--   it is known: a pipeline that was not read for 30 minutes (longer if syncs are rarer), or whose last two syncs failed,
+--   is unknown, and so is one of whose last sync a record was not understood or an unfinished run could not be read, one
+--   whose report CHM's API may have missed because it was down, and, whatever its runs say, one that its partner no
+--   longer knows. A failure stays a failure until a newer run is known.
 -- - Questions about now leave disabled clients and pipelines out. Questions about a time span (over time, by client, by
 --   platform, durations) count their runs too, from `since` up to, but not including, `until`.
 -- - Times are timestamptz; days, weeks and months begin in UTC unless `timezone` says otherwise. Rates are from 0 to 1,

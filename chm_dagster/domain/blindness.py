@@ -91,8 +91,11 @@ def _blind_since(one: ConnectionState, running_since: datetime, now: datetime) -
 
 
 def _fresh_for(one: ConnectionState) -> timedelta:
-    """How long a complete sync of the connection counts: until scheduled ones were missed."""
-    return FRESH_FOR if one.read_at is None or one.stale_at is None else one.stale_at - one.read_at
+    """How long a complete sync of the connection counts: until scheduled ones were missed.
+
+    Of a pipeline that fails it counts for less; `REFUSED_AFTER` is about those.
+    """
+    return FRESH_FOR if one.read_at is None or one.stale_at is None else max(FRESH_FOR, one.stale_at - one.read_at)
 
 
 def _reads_again(one: ConnectionState, since: datetime, running_since: datetime, now: datetime) -> bool:

@@ -194,6 +194,7 @@ def state(
         (state(at(1), stale_at=at(3.9)), True),
         (state(at(3.9), at(3.9)), False),
         (state(at(3.9), at(3.8)), True),
+        (state(at(3.8), at(3.9), at(3.95)), False),
         (state(None), True),
     ],
 )
