@@ -95,9 +95,10 @@ def database_url(request: pytest.FixtureRequest, postgres: EmbeddedPostgres, alo
     shared: sa.Engine = request.getfixturevalue("shared_engine")
     before = _schema(emptied(shared))
     yield request.getfixturevalue("shared_database_url")
-    assert _schema(shared) == before, (
-        "mark the test with `alone`: it changes the schema of a database that others share"
-    )
+    if _schema(shared) != before:
+        shared.dispose()
+        _create_shared(postgres)
+        pytest.fail("it changed the schema of the database that tests share; mark it with `alone`")
 
 
 @pytest.fixture
@@ -114,8 +115,7 @@ def engine(request: pytest.FixtureRequest, database_url: str, alone: bool) -> It
 @pytest.fixture(scope="session")
 def shared_database_url(postgres: EmbeddedPostgres) -> str:
     """A migrated database for tests that leave its schema as it is. It is emptied before each."""
-    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE test_shared TEMPLATE template_chm")
+    _create_shared(postgres)
     return postgres.url("test_shared")
 
 
@@ -124,6 +124,12 @@ def shared_engine(shared_database_url: str) -> Iterator[sa.Engine]:
     engine = make_engine(shared_database_url)
     yield engine
     engine.dispose()
+
+
+def _create_shared(postgres: EmbeddedPostgres) -> None:
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS test_shared WITH (FORCE)")
+        connection.execute("CREATE DATABASE test_shared TEMPLATE template_chm")
 
 
 def emptied(engine: sa.Engine) -> sa.Engine:

@@ -283,6 +283,7 @@ def harmless(page: str) -> list[Line]:
     return [x for x in LINES if x.page == page and x.words[:1] == ["chm"] and set(x.words[1:3]) & (READING | WRITING)]
 
 
+@pytest.mark.slow
 def test_the_readmes_commands_work_one_after_the_other(database_url: str, tmp_path: Path) -> None:
     own = {settings.DATABASE_URL: database_url, settings.DAGSTER_DATABASE_URL: database_url}
     environment = {**os.environ, **own, settings.HOME: str(tmp_path), "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}

@@ -17,6 +17,7 @@ def tried(world: World, rule: AlertRule | None = None, hour: float = 48, **field
     return back_test(world.warehouse, BackTestRequest.read({"days": 2, **fields}), at(hour), rule)
 
 
+@pytest.mark.slow
 def test_a_back_test_finds_what_live_evaluation_found(world: World) -> None:
     """Every six minutes of two days, with runs as they were known then; then the same from the database at the end."""
     pipeline = world.pipeline(schedule_cron="0 */4 * * *", grace_minutes=30)

@@ -10,6 +10,8 @@ from chm_dagster.warehouse import named_queries
 from chm_dagster_tests.factories import rows
 
 
+@pytest.mark.alone
+@pytest.mark.slow
 def test_every_question_is_measured(empty_database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = queries.run(empty_database_url, queries.QUICK)
     assert found["ledger"]["runs"] == 1_200
@@ -32,6 +34,7 @@ def test_a_result_that_differs_stops_the_benchmark() -> None:
         queries._require_agreement("failing_now", [{"a": 1, "b": 2}], [{"a": 2}])
 
 
+@pytest.mark.alone
 def test_the_large_ledger_resembles_a_real_one_and_has_all_indexes(engine: sa.Engine) -> None:
     indexes = "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'runs' ORDER BY 1"
     before = rows(engine, indexes)
@@ -42,6 +45,7 @@ def test_the_large_ledger_resembles_a_real_one_and_has_all_indexes(engine: sa.En
     assert sum(statuses.values()) == queries.QUICK.runs
 
 
+@pytest.mark.alone
 def test_a_database_that_is_not_empty_is_left_alone(engine: sa.Engine) -> None:
     make(engine, queries.QUICK)
     with pytest.raises(SystemExit, match="empty database"):

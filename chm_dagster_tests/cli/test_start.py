@@ -92,6 +92,7 @@ def test_a_terminal_gets_a_table_in_colour(acme: Chm, environment: dict[str, str
     assert on_a_terminal(environment, "latest", "--format", "json").startswith("[")
 
 
+@pytest.mark.slow
 def test_the_shell_completes_commands_options_and_slugs(acme: Chm, environment: dict[str, str]) -> None:
     def complete(line: str) -> list[str]:
         more = {"_CHM_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
@@ -143,6 +144,7 @@ def test_ctrl_c_ends_a_command_with_130_and_without_a_traceback(acme: Chm, envir
     assert (process.returncode, out, err) == (130, "", "")
 
 
+@pytest.mark.slow
 def test_a_server_started_with_db_start_stays(tmp_path: Path) -> None:
     home = {"CHM_HOME": str(tmp_path / "home")}
     server = EmbeddedPostgres(tmp_path / "home")

@@ -60,6 +60,7 @@ def test_all_checks_pass_on_a_healthy_ledger(deployment: Deployment) -> None:
     assert not health_is_blocked(deployment)
 
 
+@pytest.mark.alone
 def test_a_duplicate_run_closes_the_gate(deployment: Deployment) -> None:
     deployment.sync()
     execute(
@@ -74,6 +75,7 @@ def test_a_duplicate_run_closes_the_gate(deployment: Deployment) -> None:
     assert check.blocking
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "damage",
     [
@@ -104,6 +106,7 @@ def test_a_finished_run_without_any_time_closes_no_gate(deployment: Deployment) 
     assert run_checks(deployment)["status_progression"].passed
 
 
+@pytest.mark.alone
 def test_a_closed_gate_keeps_health_from_materializing(deployment: Deployment) -> None:
     deployment.sync()
     # A trigger that corrupts what is written: the ledger itself is broken, not the partner.

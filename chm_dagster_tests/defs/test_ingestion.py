@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
+import pytest
 
 from chm_dagster.definitions import assembled
 from chm_dagster.defs.automation import MAX_SYNCS, STEPS, fail_leftovers, news_config, sync_partitions
@@ -103,6 +104,7 @@ def events(deployment: Deployment, result: dg.ExecuteInProcessResult) -> int:
     return len(deployment.instance.all_logs(result.run_id))
 
 
+@pytest.mark.slow
 def test_a_partner_that_stays_dead_is_reported_once(deployment: Deployment) -> None:
     quiet = events(deployment, deployment.sync())
     for number in range(40):
@@ -146,6 +148,7 @@ def test_the_run_shows_the_reason_in_words_without_a_stack_trace(deployment: Dep
     assert not any("Stack Trace" in entry.message for entry in deployment.instance.all_logs(result.run_id))
 
 
+@pytest.mark.slow
 def test_asset_keys_may_have_a_prefix(deployment: Deployment) -> None:
     deployment.defs = assembled(deployment.defs.resources or {}, "*/5 * * * *", ["chm", "prod"])
     deployment.job = "chm_prod_ingest"

@@ -131,6 +131,7 @@ def test_once_a_day_the_sensor_looks_for_late_data(reports: Reports) -> None:
     assert len(reports.mailbox.mails) == 1
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("chosen", [False, True], ids=["due", "partition"])
 def test_a_report_is_not_issued_past_a_gate(reports: Reports, chosen: bool) -> None:
     """Runs of the last ingestion that are both running and finished; the constraint is dropped to get them in."""

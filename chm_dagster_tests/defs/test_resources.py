@@ -89,6 +89,7 @@ def sessions(url: str) -> int:
         return int(count)
 
 
+@pytest.mark.alone
 def test_an_asset_uses_the_warehouse_and_leaves_no_session_behind(
     database_url: str, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 
 from chm_dagster.ingestion.lineage import UnmatchedEvents
@@ -24,6 +25,7 @@ def chm(home: Path, database_url: str, *arguments: str) -> "subprocess.Completed
     )
 
 
+@pytest.mark.slow
 def test_unmatched_jobs_are_listed_and_replayed_once_their_pipeline_exists(
     engine: sa.Engine, database_url: str, tmp_path: Path
 ) -> None:

@@ -91,6 +91,7 @@ def test_a_violated_constraint_becomes_a_chm_error_and_nothing_is_written(
     assert warehouse.clients.get("acme").is_active
 
 
+@pytest.mark.alone
 def test_a_constraint_without_a_message_is_not_hidden(warehouse: Warehouse, orders: Pipeline) -> None:
     with warehouse.engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE clients ADD CONSTRAINT ck_new CHECK (name <> 'X')"))

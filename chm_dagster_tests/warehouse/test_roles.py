@@ -19,6 +19,8 @@ from chm_dagster.warehouse.named_queries import ask, queries
 from chm_dagster.warehouse.roles import APP, BI, apply_roles
 from chm_dagster_tests.contracts.histories import watch
 
+pytestmark = pytest.mark.alone
+
 OWNER = "chm_owner"
 PASSWORDS = {OWNER: "owner' pw", APP: "app\\ pw", BI: "bi: pw"}
 ALL, WRITERS, OWNERS, NOBODY = {OWNER, APP, BI}, {OWNER, APP}, {OWNER}, set[str]()

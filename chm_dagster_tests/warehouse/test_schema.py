@@ -16,6 +16,8 @@ from chm_dagster.warehouse.engine import make_engine
 from chm_dagster.warehouse.tables import metadata
 from chm_dagster_tests.factories import add_pipeline, rows
 
+pytestmark = pytest.mark.alone
+
 
 def test_models_and_migrations_agree(engine: sa.Engine) -> None:
     with engine.connect() as connection:

@@ -8,6 +8,7 @@ from chm_dagster_tests.factories import rows
 OPTIONS = "SELECT coalesce(reloptions, '{}') AS options FROM pg_class WHERE oid = 'runs'::regclass"
 
 
+@pytest.mark.alone
 def test_runs_are_vacuumed_and_analyzed_after_one_in_a_hundred_has_changed(engine: sa.Engine) -> None:
     (row,) = rows(engine, OPTIONS)
     assert set(row["options"]) == {
