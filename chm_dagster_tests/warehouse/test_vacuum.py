@@ -1,5 +1,6 @@
 """The server keeps the table of runs in a state that allows fast queries."""
 
+import pytest
 import sqlalchemy as sa
 
 from chm_dagster.warehouse import schema
