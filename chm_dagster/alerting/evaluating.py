@@ -122,7 +122,9 @@ def _follow(rule: RuleState, situation: Situation, held: Collection[Receiver] = 
 
 def _named(episode: Episode, situation: Situation) -> Episode:
     subject = situation.subjects.get(episode.pipeline_id)
-    return episode if subject is None else msgspec.structs.replace(episode, names=subject.names)
+    if subject is None or episode.names == subject.names:
+        return episode
+    return msgspec.structs.replace(episode, names=subject.names)
 
 
 def _finding(rule: RuleState, subject: Subject, now: datetime) -> Finding:

@@ -122,11 +122,9 @@ class RunFact(msgspec.Struct, frozen=True, gc=False):
     @property
     def settled(self) -> bool:
         """Whether the run says how its pipeline is: a success, or a failure that is not about to be retried."""
-        return (
-            self.status in (RunStatus.SUCCESS, RunStatus.FAILED)
-            and not self.will_retry
-            and self.kind is not RunKind.BACKFILL
-        )
+        status = self.status
+        is_over = status is RunStatus.SUCCESS or status is RunStatus.FAILED
+        return is_over and not self.will_retry and self.kind is not RunKind.BACKFILL
 
     @property
     def settled_at(self) -> datetime:

@@ -116,12 +116,16 @@ def _streaks(ordered: Sequence[RunFact], threshold: int) -> Iterator[Span]:
     """Failures in a row, from the one that reaches the threshold up to the next success."""
     streak: list[RunFact] = []
     good: RunFact | None = None
-    for run in (run for run in ordered if run.settled):
+    for run in ordered:
+        if not run.settled:
+            continue
         if run.status is RunStatus.FAILED:
             streak.append(run)
             continue
-        yield from _streak(streak, threshold, good, run)
-        streak, good = [], run
+        if streak:
+            yield from _streak(streak, threshold, good, run)
+            streak = []
+        good = run
     yield from _streak(streak, threshold, good, None)
 
 

@@ -45,6 +45,7 @@ SLACK = timedelta(days=7)
 """How much longer than the episode itself a run of it may have taken."""
 # Calling the enum costs more than a look-up, and a back-test has hundreds of thousands of runs.
 _STATUSES, _KINDS = {str(status): status for status in RunStatus}, {str(kind): kind for kind in RunKind}
+_EPISODES = msgspec.json.Decoder(tuple[Episode, ...])
 EVALUATING_LOCK = "hashtextextended('chm/alerts/evaluating', 0)"
 
 # Which rules apply to which pipelines. Of one type, a rule of the pipeline takes the place of those of its client.
@@ -102,7 +103,7 @@ WHERE x.rule_type = 'missed_run' AND x.due_at <= x.known
 """)  # noqa: S608 - built from constants
 
 _RULES = sa.text("""
-SELECT id, rule_type, threshold, window_minutes, channel, destination, muted_until, episodes
+SELECT id, rule_type, threshold, window_minutes, channel, destination, muted_until, CAST(episodes AS text) AS episodes
 FROM alert_rules WHERE id = ANY(:candidates) OR episodes <> '[]'
 """)
 
@@ -133,7 +134,7 @@ _SUBJECTS = sa.text("""
 SELECT p.id, p.slug, p.name, c.slug AS client_slug, c.name AS client_name, p.platform, p.environment, p.created_at,
        p.schedule_cron, p.schedule_timezone, p.grace_minutes, p.max_runtime_minutes, p.schedule_changed_at,
        p.external_id, p.connection, p.observed_through, p.known_through, p.stale_at, p.doubt_since, p.sync_error_code,
-       c.maintenance || p.maintenance AS maintenance
+       nullif(c.maintenance || p.maintenance, '[]') AS maintenance
 FROM pipelines AS p JOIN clients AS c ON c.id = p.client_id
 WHERE p.id = ANY(:ids)
 """)
@@ -325,13 +326,15 @@ def evaluation(engine: Engine, now: datetime | None = None) -> Iterator[Evaluati
     """
     with database_errors(), engine.begin() as connection:
         is_mine = connection.scalar(sa.text(f"SELECT pg_try_advisory_xact_lock({EVALUATING_LOCK})"))
+        # The pairs of rule and pipeline fit into memory.
+        connection.exec_driver_sql("SET LOCAL work_mem = '64MB'")
         # Under the lock, so that evaluations follow each other in time.
         yield Evaluation(connection, connection.execute(_NOW, {"now": now}).scalar_one()) if is_mine else None
 
 
 def _rule(row: Any) -> RuleState:
     condition = Condition(RuleType(row.rule_type), row.threshold, row.window_minutes)
-    episodes = tuple(msgspec.convert(episode, Episode) for episode in row.episodes)
+    episodes = _EPISODES.decode(row.episodes)
     return RuleState(row.id, condition, Channel(row.channel), row.destination, row.muted_until, episodes)
 
 
@@ -350,7 +353,7 @@ def _subject(
 ) -> Subject:
     names = Names(row.client_slug, row.client_name, row.slug, row.name, Platform(row.platform), row.environment)
     known = coverage_of(row, now, gaps)
-    return Subject(names, expectations_of(row), known, runs, _failures_from(runs, counted), row.maintenance)
+    return Subject(names, expectations_of(row), known, runs, _failures_from(runs, counted), row.maintenance or ())
 
 
 def _failures_from(runs: Sequence[RunFact], counted: datetime | None) -> datetime | None:
