@@ -278,6 +278,7 @@ def test_the_database_holds_the_four_tables_and_nothing_else_that_stores_rows(en
     assert table_differences(engine) == set()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "statement",
     [

@@ -138,9 +138,31 @@ SABOTEURS = (
     Saboteur(
         "a clock that is hours off leaves a doubt",
         "ingestion/merge_landing.py",
-        "doubt=doubt or doubt_of_times,",
+        "doubt=one_doubt(doubt, other_doubt),",
         "doubt=doubt,",
         "ingestion/test_watermark.py::test_a_date_header_that_is_ahead_loses_nothing_and_is_reported",
+    ),
+    Saboteur(
+        "an unfinished run that cannot be read leaves a doubt",
+        "partners/engine/groups.py",
+        "            self.unread = lookups.unread\n",
+        "",
+        "ingestion/test_doubt.py::test_an_unfinished_run_that_cannot_be_read_is_not_taken_for_an_overrunning_one",
+    ),
+    Saboteur(
+        "a web page with status 404 does not prove that a run is gone",
+        "partners/engine/model.py",
+        "if status != self.status or (is_page and not self.page):",
+        "if status != self.status:",
+        "partners/test_declared_feed.py::test_a_run_is_not_gone_because_a_proxy_sends_a_page_instead_of_its_api",
+    ),
+    Saboteur(
+        "what was read before the second failed sync does not say how a pipeline is",
+        "warehouse/ledger/syncs.py",
+        "THEN least(p.stale_at, w.attempted_at) ELSE p.stale_at END",
+        "THEN p.stale_at ELSE p.stale_at END",
+        "e2e/test_troubles.py::"
+        "test_within_two_syncs_each_of_five_troubles_is_named_everywhere_and_none_is_called_healthy",
     ),
     # Slow partners (3)
     Saboteur(

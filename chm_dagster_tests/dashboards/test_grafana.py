@@ -18,6 +18,8 @@ from chm_dagster.warehouse.named_queries import ask, queries
 from chm_dagster.warehouse.roles import BI, apply_roles
 from chm_dagster_tests.contracts.histories import DAY, NOW, watch
 
+pytestmark = pytest.mark.alone
+
 ROOT = checkout()
 assert ROOT is not None
 SINCE, UNTIL = NOW - 7 * DAY, NOW + timedelta(minutes=5)

@@ -23,6 +23,8 @@ from chm_dagster.warehouse.named_queries import ask, queries
 from chm_dagster.warehouse.roles import BI, apply_roles
 from chm_dagster_tests.contracts.histories import DAY, NOW, watch
 
+pytestmark = pytest.mark.alone
+
 ROOT = checkout()
 assert ROOT is not None
 VALIDATOR = "@metabase/representations@1.2.0"

@@ -120,9 +120,7 @@ UPDATE pipelines AS p
 SET sync_attempted_at = w.attempted_at,
     sync_failing_since = coalesce(p.sync_failing_since, w.attempted_at),
     -- One failure may be a hiccup. After the second, what was read before no longer says how the pipeline is.
-    stale_at = CASE
-        WHEN p.sync_failing_since < w.attempted_at THEN least(p.stale_at, w.attempted_at) ELSE p.stale_at
-    END,
+    stale_at = CASE WHEN p.sync_failing_since < w.attempted_at THEN least(p.stale_at, w.attempted_at) ELSE p.stale_at END,
     sync_error = w.error,
     sync_error_code = w.code
 FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::text[], %s::text[])
@@ -142,9 +140,7 @@ SET synced_through = CASE WHEN p.synced_through <= :now THEN p.synced_through EL
         SELECT max(coalesce(r.source_version, r.finished_at, r.started_at)) FROM runs AS r
         WHERE r.pipeline_id = p.id AND coalesce(r.source_version, r.finished_at, r.started_at) <= :now
     ) - CAST(:overlap AS interval) END,
-    observed_through = least(p.observed_through, :now),
-    known_through = least(p.known_through, :now),
-    stale_at = NULL
+    observed_through = least(p.observed_through, :now), known_through = least(p.known_through, :now), stale_at = NULL
 WHERE p.id = ANY(:ids) AND (p.synced_through > :now OR p.observed_through > :now)
 RETURNING p.id, p.synced_through
 """)
