@@ -159,8 +159,8 @@ SABOTEURS = (
     Saboteur(
         "what was read before the second failed sync does not say how a pipeline is",
         "warehouse/ledger/syncs.py",
-        "THEN least(p.stale_at, w.attempted_at) ELSE p.stale_at END",
-        "THEN p.stale_at ELSE p.stale_at END",
+        "CASE WHEN p.sync_failing_since < w.attempted_at THEN w.attempted_at END",
+        "CAST(NULL AS timestamptz)",
         "e2e/test_troubles.py::"
         "test_within_two_syncs_each_of_five_troubles_is_named_everywhere_and_none_is_called_healthy",
     ),

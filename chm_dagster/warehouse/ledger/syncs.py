@@ -120,7 +120,7 @@ UPDATE pipelines AS p
 SET sync_attempted_at = w.attempted_at,
     sync_failing_since = coalesce(p.sync_failing_since, w.attempted_at),
     -- One failure may be a hiccup. After the second, what was read before no longer says how the pipeline is.
-    stale_at = CASE WHEN p.sync_failing_since < w.attempted_at THEN least(p.stale_at, w.attempted_at) ELSE p.stale_at END,
+    stale_at = least(p.stale_at, CASE WHEN p.sync_failing_since < w.attempted_at THEN w.attempted_at END),
     sync_error = w.error,
     sync_error_code = w.code
 FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::text[], %s::text[])
