@@ -600,6 +600,13 @@ SABOTEURS = (
         "unit/test_backtests.py::test_live_episodes_over_a_month_are_those_of_the_back_test",
     ),
     Saboteur(
+        "alerts: a back-test looks when maintenance is over",
+        "domain/backtests.py",
+        "if begin < (look := stretch.look(close)) < end",
+        "if end < (look := stretch.look(close)) < begin",
+        "unit/test_backtests.py::test_live_episodes_over_a_month_are_those_of_the_back_test",
+    ),
+    Saboteur(
         "alerts: a back-test knows the streak that began before it",
         "warehouse/backtests.py",
         "r.effective_at >= before.good",

@@ -44,7 +44,7 @@ def back_test(warehouse: Warehouse, request: BackTestRequest, now: datetime, rul
     )
     name = _NO_RULE if rule is None else rule.id
     for one in pipelines:
-        facts = (one.expectations, one.runs, one.coverage, stretch)
+        facts = (one.expectations, one.runs, one.coverage, stretch, one.maintenance)
         found = tested.add(one.key, play(name, condition, *facts), one.runs)
         if present is not None and present != condition:
             before = other.add(one.key, play(name, present, *facts), one.runs)

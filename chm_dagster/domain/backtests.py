@@ -31,6 +31,7 @@ from chm_dagster.domain.alerts import (
 from chm_dagster.domain.episodes import follow
 from chm_dagster.domain.evaluation import spans_of, verdict
 from chm_dagster.domain.fields import Count, PositiveMinutes, Reference
+from chm_dagster.domain.maintenance import is_open, times_of
 from chm_dagster.domain.nouns import New
 from chm_dagster.domain.rules import RuleType
 
@@ -46,8 +47,8 @@ NOT_CONSIDERED = (
     " until the next sync.",
     "When partners could not be read or CHM was stopped: that is not stored. The share of unknown time is the least"
     " that it can have been.",
-    "Former schedules, limits and time zones, mutes, maintenance and acknowledgements: the present expectations apply"
-    " to the whole time.",
+    "Former schedules, limits, time zones and maintenance windows: the present ones apply to the whole time. Mutes and"
+    " acknowledgements.",
 )
 """What the past cannot show."""
 _REMINDERS = (timedelta(hours=1), timedelta(hours=4))
@@ -90,10 +91,12 @@ def play(
     runs: Sequence[RunFact],
     coverage: Coverage,
     stretch: Stretch,
+    maintenance: Sequence[Mapping[str, Any]] = (),
 ) -> Played:
     """What the rule would have said, had each run been known when it began or ended.
 
-    `runs` are those since the last success before the stretch, and since a window before it.
+    `runs` are those since the last success before the stretch, and since a window before it. `maintenance` are the
+    windows of the pipeline and its client.
     """
     spans = [
         span
@@ -103,11 +106,13 @@ def play(
     episodes: tuple[Episode, ...] = ()
     heard: list[tuple[datetime, Notice]] = []
     over: list[PastEpisode] = []
-    for moment in _moments(spans, stretch):
+    closings = [end for _, end in times_of(maintenance, stretch.since, stretch.until)] if spans and maintenance else []
+    for moment in _moments(spans, stretch, closings):
         seen = [_as_of(span, moment) for span in spans if span.since <= moment]
         covered = replace(coverage, known_through=coverage.known_through and min(coverage.known_through, moment))
         said = verdict(condition, pipeline, runs, covered, moment, seen)
-        followed = follow(rule_id, condition, episodes, {pipeline.pipeline_id: Finding(said, seen, runs)}, moment)
+        finding = Finding(said, seen, runs, is_open(maintenance, moment))
+        followed = follow(rule_id, condition, episodes, {pipeline.pipeline_id: finding}, moment)
         episodes = followed.episodes
         over += followed.over
         heard += [(moment, notice) for notice in followed.notices]
@@ -118,16 +123,18 @@ def _as_of(span: Span, moment: datetime) -> Span:
     return span if span.until is None or span.until <= moment else replace(span, until=None)
 
 
-def _moments(spans: Iterable[Span], stretch: Stretch) -> list[datetime]:
-    """When something may have changed: a span began or ended, or a reminder was due."""
+def _moments(spans: Iterable[Span], stretch: Stretch, closings: Sequence[datetime]) -> list[datetime]:
+    """When something may have changed: a span began or ended, maintenance was over, or a reminder was due."""
     found: set[datetime] = set()
     for span in spans:
         begin, end = stretch.look(span.since), stretch.look(span.until) if span.until else stretch.until
         if span.until is not None and begin >= span.until:
             continue
         found |= {begin, end}
-        days = (timedelta(days=day) for day in range(1, max(0, (end - begin).days) + 1))
-        found |= {due for wait in (*_REMINDERS, *days) if (due := stretch.look(begin + wait)) < end}
+        # Reminders count from the announcement, and that waits until maintenance is over.
+        for announced in (begin, *(look for close in closings if begin < (look := stretch.look(close)) < end)):
+            days = (timedelta(days=day) for day in range((end - announced).days + 1))
+            found |= {due for wait in (*_REMINDERS, *days) if (due := stretch.look(announced + wait)) < end}
     return sorted(moment for moment in found if moment <= stretch.until)
 
 
@@ -200,7 +207,9 @@ class BackTestEpisode(_Result):
     pipeline: str = Field(examples=["acme/orders"])
     since: datetime = Field(description="When it began, in the source's time.")
     until: datetime | None = Field(description="When it was over; null: it is still open.")
-    announced_at: datetime = Field(description="When the message would have been written.")
+    announced_at: datetime | None = Field(
+        description="When the message would have been written; null: never, because of maintenance."
+    )
     failures: int = Field(description="How many runs or missed slots counted.")
 
 
@@ -275,14 +284,14 @@ class Tally:
         return intervals
 
     def _note(self, key: str, episode: Episode, until: datetime | None, fault: datetime | None) -> None:
-        if fault is not None and episode.since >= self.stretch.since:
-            self.delays.append(_minutes(episode.opened_at - fault))
+        if fault is not None and episode.announced_at is not None and episode.since >= self.stretch.since:
+            self.delays.append(_minutes(episode.announced_at - fault))
         self.found.append(
             BackTestEpisode(
                 pipeline=key,
                 since=episode.since,
                 until=until,
-                announced_at=episode.opened_at,
+                announced_at=episode.announced_at,
                 failures=episode.evidence.count,
             )
         )

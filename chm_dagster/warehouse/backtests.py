@@ -1,8 +1,9 @@
 """What back-testing an alert rule reads: pipelines and their runs of the last days."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -19,7 +20,7 @@ _AT_ONCE = 500
 _WATCHED = sa.text("""
 SELECT p.id, c.slug || '/' || p.slug AS key, p.created_at, p.schedule_cron, p.schedule_timezone, p.grace_minutes,
        p.max_runtime_minutes, p.schedule_changed_at, p.external_id, p.connection, p.observed_through, p.known_through,
-       p.stale_at, p.doubt_since, p.sync_error_code
+       p.stale_at, p.doubt_since, p.sync_error_code, c.maintenance || p.maintenance AS maintenance
 FROM pipelines AS p JOIN clients AS c ON c.id = p.client_id
 WHERE p.is_active AND c.is_active
   AND (CAST(:client AS uuid) IS NULL OR p.client_id = :client)
@@ -54,12 +55,16 @@ CROSS JOIN LATERAL (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Watched:
-    """A pipeline of a back-test. `runs` are those since the last success before the time in question."""
+    """A pipeline of a back-test. `runs` are those since the last success before the time in question.
+
+    `maintenance` are its windows and those of its client.
+    """
 
     key: str
     expectations: Expectations
     coverage: Coverage
     runs: Sequence[RunFact]
+    maintenance: Sequence[Mapping[str, Any]] = ()
 
 
 def watched(
@@ -80,4 +85,4 @@ def watched(
             for number, *run in connection.execute(_RUNS, {"ids": [row.id for row in some], "since": since}).all():
                 found[number - 1].append(fact_of(*run))
             for row, runs in zip(some, found, strict=True):
-                yield Watched(row.key, expectations_of(row), coverage_of(row, now, gaps), runs)
+                yield Watched(row.key, expectations_of(row), coverage_of(row, now, gaps), runs, row.maintenance)

@@ -115,6 +115,21 @@ def test_the_scope_is_that_of_the_rule_or_what_is_asked_for(world: World) -> Non
     assert tried(world, rule_type="on_failure").pipelines == 2
 
 
+def test_maintenance_of_a_pipeline_and_its_client_is_considered(world: World) -> None:
+    pipeline = world.pipeline()
+    world.runs(pipeline, "S0 F1 S4 F6 S7 F20")
+    world.known(48, pipeline)
+    world.warehouse.clients.update("acme", {"maintenance": [{"start": at(0.5), "end": at(2)}]})
+    world.warehouse.pipelines.update("acme/orders", {"maintenance": [{"start": at(5), "end": at(8)}]})
+    found = tried(world, rule_type="on_failure")
+    assert [(e.since, e.announced_at) for e in found.latest] == [
+        (at(20.1), at(20.1)),
+        (at(6.1), None),
+        (at(1.1), at(2)),
+    ]
+    assert (found.notices["opened"], found.notices["recovered"]) == (2, 1)
+
+
 def test_time_that_is_not_known_is_said(world: World) -> None:
     pipeline = world.pipeline()
     world.known(24, pipeline)

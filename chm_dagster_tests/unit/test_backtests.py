@@ -1,7 +1,9 @@
 """Back-tests: the same episodes and messages that live evaluation would have given."""
 
 import random
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from chm_dagster.domain.alerts import Condition, Coverage, Episode, Finding, Not
 from chm_dagster.domain.backtests import NOT_CONSIDERED, Played, Stretch, Tally, play, silent
 from chm_dagster.domain.episodes import follow
 from chm_dagster.domain.evaluation import spans_of, verdict
+from chm_dagster.domain.maintenance import is_open
 from chm_dagster.domain.rules import RuleType
 from chm_dagster_tests.unit.test_alert_episodes import RULE
 from chm_dagster_tests.unit.test_alert_evaluation import (
@@ -37,7 +40,17 @@ HALF_DAY = Condition(RuleType.FAILURES_IN_WINDOW, 3, 720)
 HALF_HOURS = timedelta(minutes=30)
 
 
-def live(condition: Condition, runs: list[RunFact], stretch: Stretch) -> Played:
+WINDOWS: tuple[dict[str, Any], ...] = (
+    {"cron": "30 3 * * *", "timezone": "Europe/Berlin", "minutes": 200},
+    {"start": at(60).isoformat(), "end": at(110).isoformat()},
+    {"start": at(110.25).isoformat(), "end": at(112).isoformat()},
+    {"start": at(141).isoformat(), "end": at(150).isoformat()},
+)
+
+
+def live(
+    condition: Condition, runs: list[RunFact], stretch: Stretch, maintenance: Sequence[Mapping[str, Any]] = ()
+) -> Played:
     """Evaluation at each moment of the stretch, of what was known then."""
     episodes: tuple[Episode, ...] = ()
     heard: list[tuple[object, Notice]] = []
@@ -47,7 +60,8 @@ def live(condition: Condition, runs: list[RunFact], stretch: Stretch) -> Played:
         seen, covered = as_of(runs, moment), Coverage(moment)
         spans = spans_of(condition, HOURLY, seen, covered, moment)
         said = verdict(condition, HOURLY, seen, covered, moment, spans)
-        followed = follow(RULE, condition, episodes, {PIPELINE: Finding(said, spans, seen)}, moment)
+        finding = Finding(said, spans, seen, is_open(maintenance, moment))
+        followed = follow(RULE, condition, episodes, {PIPELINE: finding}, moment)
         episodes, over = followed.episodes, [*over, *followed.over]
         heard += [(moment, notice) for notice in followed.notices]
         moment += stretch.every
@@ -57,8 +71,8 @@ def live(condition: Condition, runs: list[RunFact], stretch: Stretch) -> Played:
 def outcome(played: Played) -> tuple[object, ...]:
     return (
         [(past.episode.id, past.episode.since, past.until, past.outcome, past.over_at) for past in played.over],
-        [(past.episode.evidence, past.episode.reminders) for past in played.over],
-        [(episode.id, episode.since, episode.evidence, episode.reminders) for episode in played.open],
+        [(p.episode.evidence, p.episode.announced_at, p.episode.reminders) for p in played.over],
+        [(e.id, e.since, e.evidence, e.announced_at, e.reminders) for e in played.open],
         [(moment, notice.key, notice.until) for moment, notice in played.heard],
     )
 
@@ -76,19 +90,32 @@ def month(seed: int) -> list[RunFact]:
 @pytest.mark.parametrize("condition", [ON_FAILURE, THREE, HALF_DAY, DROUGHT, LONG, MISSED], ids=str)
 def test_live_episodes_over_a_month_are_those_of_the_back_test(condition: Condition) -> None:
     stretch, runs = Stretch(at(0), at(24 * 30), HALF_HOURS), month(7)
-    played = play(RULE, condition, HOURLY, runs, Coverage(stretch.until), stretch)
-    assert outcome(played) == outcome(live(condition, runs, stretch))
-    assert len(played.over) > 2
+    heard = []
+    for windows in ((), WINDOWS):
+        played = play(RULE, condition, HOURLY, runs, Coverage(stretch.until), stretch, windows)
+        assert outcome(played) == outcome(live(condition, runs, stretch, windows))
+        assert len(played.over) > 2
+        heard.append([moment for moment, _ in played.heard])
+    assert heard[0] != heard[1]
+    assert any(is_open(WINDOWS, moment) for moment in heard[0])
 
 
-@given(CONDITIONS, histories(), st.integers(0, 600))
+MAINTENANCE = st.lists(
+    st.tuples(st.integers(0, 3000), st.integers(1, 600)).map(
+        lambda p: {"start": at(p[0] / 60).isoformat(), "end": at((p[0] + p[1]) / 60).isoformat()}
+    ),
+    max_size=3,
+)
+
+
+@given(CONDITIONS, histories(), st.integers(0, 600), MAINTENANCE)
 def test_live_episodes_are_those_of_the_back_test_whatever_happened(
-    condition: Condition, runs: list[RunFact], minute: int
+    condition: Condition, runs: list[RunFact], minute: int, windows: list[dict[str, str]]
 ) -> None:
     # As in a real back-test, live evaluation looks at the very end, too: missed slots are counted up to there.
     stretch = Stretch(at(minute / 60), at(minute / 60 + 50), timedelta(minutes=20))
-    played = play(RULE, condition, HOURLY, runs, Coverage(stretch.until), stretch)
-    assert outcome(played) == outcome(live(condition, runs, stretch))
+    played = play(RULE, condition, HOURLY, runs, Coverage(stretch.until), stretch, windows)
+    assert outcome(played) == outcome(live(condition, runs, stretch, windows))
 
 
 def tally(condition: Condition, runs: list[RunFact], coverage: Coverage | None = None) -> Tally:
