@@ -45,6 +45,9 @@ SMTP_URL = "CHM_SMTP_URL"
 SMTP_FROM = "CHM_SMTP_FROM"
 APP_PASSWORD = "CHM_APP_POSTGRES_PASSWORD"  # noqa: S105 - the name of a variable, not a password
 BI_PASSWORD = "CHM_BI_POSTGRES_PASSWORD"  # noqa: S105 - the name of a variable, not a password
+METABASE_API_KEY = "CHM_METABASE_API_KEY"
+METABASE_USER = "CHM_METABASE_USER"
+METABASE_PASSWORD = "CHM_METABASE_PASSWORD"  # noqa: S105 - the name of a variable, not a password
 OPERATOR_CHANNEL = "CHM_OPERATOR_CHANNEL"
 OPERATOR_DESTINATION = "CHM_OPERATOR_DESTINATION"
 WEBHOOK_URL = "CHM_WEBHOOK_URL_"
@@ -79,6 +82,9 @@ KNOWN = frozenset(
         SMTP_FROM,
         APP_PASSWORD,
         BI_PASSWORD,
+        METABASE_API_KEY,
+        METABASE_USER,
+        METABASE_PASSWORD,
         OPERATOR_CHANNEL,
         OPERATOR_DESTINATION,
     }
@@ -128,6 +134,9 @@ class Settings:
     apprise_urls: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
     app_postgres_password: str | None = dataclasses.field(default=None, repr=False)
     bi_postgres_password: str | None = dataclasses.field(default=None, repr=False)
+    metabase_api_key: str | None = dataclasses.field(default=None, repr=False)
+    metabase_user: str | None = None
+    metabase_password: str | None = dataclasses.field(default=None, repr=False)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], *, root: Path | None = None) -> "Settings":
@@ -167,6 +176,9 @@ class Settings:
             apprise_urls=reader.named(APPRISE_URL),
             app_postgres_password=reader.password(APP_PASSWORD),
             bi_postgres_password=reader.password(BI_PASSWORD),
+            metabase_api_key=reader.text(METABASE_API_KEY),
+            metabase_user=reader.address(METABASE_USER),
+            metabase_password=reader.password(METABASE_PASSWORD),
         )
         reader.require_token(API_HOST, settings.api_host)
         reader.require_token(UI_HOST, settings.ui_host)

@@ -241,7 +241,7 @@ def without_help(commands: Iterable[tuple[str, Any]]) -> list[str]:
 def listed_commands() -> set[str]:
     """The commands in the table of the operations page, subcommands included."""
     rows = re.findall(r"^\| `chm (\w+)` \|([^|]*)\|", section(OPERATIONS, "Commands"), re.MULTILINE)
-    listed = [(noun, re.findall(r"`([\w-]+)`", verbs)) for noun, verbs in rows]
+    listed = [(noun, re.findall(r"`([\w -]+)`", verbs)) for noun, verbs in rows]
     return {f"{noun} {verb}" for noun, verbs in listed for verb in verbs} | {
         noun for noun, verbs in listed if not verbs
     }

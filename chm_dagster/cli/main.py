@@ -112,6 +112,7 @@ COMMANDS = {
     "partner": Deferred(f"{_HERE}.partner:app", "Connections to partners.", "Runs"),
     "lineage": Deferred(f"{_HERE}.run:lineage_app", "OpenLineage events that match no pipeline yet.", "Runs"),
     "mcp": Deferred(f"{_HERE}.mcp:mcp", "Serve the Model Context Protocol to an assistant.", "Run"),
+    "dashboards": Deferred(f"{_HERE}.dashboards:app", "CHM's dashboards in Metabase.", "Run"),
     "init": Deferred(f"{_HERE}.up:init", "Write starter configuration files.", "Run"),
     "dev": Deferred(f"{_HERE}.up:dev", "Run `dagster dev` on this installation's databases.", "Run"),
     "purge": Deferred(

@@ -85,12 +85,13 @@ DEFAULT_POLICY = HttpPolicy()
 class Request:
     """A request below the base URL. `body` is sent as JSON, `form` as a form; `shape` is the JSON type to expect.
 
-    POST is meant for queries and other repeatable requests: it is retried like a GET.
+    POST and PUT are meant for queries and other repeatable requests: they are retried like a GET. For others, set a
+    policy of one attempt.
     """
 
     path: Sequence[str] = ()
     params: Sequence[tuple[str, str]] = ()
-    method: Literal["GET", "POST"] = "GET"
+    method: Literal["GET", "POST", "PUT"] = "GET"
     body: Any = None
     form: Mapping[str, str] | None = None
     slash: bool = False
