@@ -24,17 +24,24 @@
 --   platform, durations) count their runs too, from `since` up to, but not including, `until`.
 -- - Times are timestamptz; days, weeks and months begin in UTC unless `timezone` says otherwise. Rates are from 0 to 1,
 --   and null if nothing settled.
+-- - Questions about now take `at`: they answer for that time in the past, from what is known now. A run that finished
+--   later was running then. Clients, pipelines and their settings are those of now. Due times are kept for now only: a
+--   pipeline with a schedule that has run since then is never called late, and where it was healthy otherwise, its
+--   health_reason says that lateness is not known. Maintenance counts as far as the calendar still has the window.
+--   `connections`, `open_episodes` and `waiting_messages` have no `at`, because their past states are not kept;
+--   `past_episodes` has the past of episodes, and questions about a time span take `until`.
 --
 -- The views and functions that the blocks use are part of the schema: `pipeline_details`, `ledger_runs`, `settled_runs`,
 -- `health_runs`, `open_alert_episodes`, `counts_for_health()`, `pipelines_of()`, `active_pipelines()`, `latest_runs()`,
--- `latest_health_runs()`, `latest_success()`, `settled_at()` and `health_of()`. A role without rights on what partners sent
--- (the columns payload and lineage) can run every block.
+-- `latest_health_runs()`, `health_runs_at()`, `latest_success()`, `settled_at()` and `health_at()`. A role without rights
+-- on what partners sent (the columns payload and lineage) can run every block.
 
 -- name: latest_status_by_pipeline
 -- The latest run and the health of each active pipeline. Pipelines that never ran are included, with a null status.
 -- Parameters:
 --   client_slug text = null: only this client
 --   environment text = null (dev, staging, prod): only this environment
+--   at timestamptz = now(): as it was at this time in the past, from what is known now
 -- Columns:
 --   client_id uuid
 --   client_slug text
@@ -90,14 +97,14 @@ SELECT
     r.source_url,
     p.synced_through
 FROM active_pipelines(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
-LEFT JOIN LATERAL latest_runs(p.pipeline_id, 1) AS r ON true
+LEFT JOIN LATERAL latest_runs(p.pipeline_id, 1, CAST(:at AS timestamptz)) AS r ON true
 CROSS JOIN LATERAL (
     SELECT CASE
         WHEN counts_for_health(r.status, r.kind, r.will_retry) THEN r.status
-        ELSE (SELECT latest.status FROM latest_health_runs(p.pipeline_id, 1) AS latest)
+        ELSE (SELECT latest.status FROM latest_health_runs(p.pipeline_id, 1, CAST(:at AS timestamptz)) AS latest)
     END AS status
 ) AS settled
-CROSS JOIN LATERAL health_of(p.pipeline_id, settled.status, now()) AS h
+CROSS JOIN LATERAL health_at(p.pipeline_id, settled.status, CAST(:at AS timestamptz)) AS h
 ORDER BY p.client_slug, p.pipeline_slug;
 
 -- name: latest_status_by_client
@@ -106,6 +113,7 @@ ORDER BY p.client_slug, p.pipeline_slug;
 -- Parameters:
 --   client_slug text = null: only this client
 --   environment text = null (dev, staging, prod): only pipelines of this environment
+--   at timestamptz = now(): as it was at this time in the past, from what is known now
 -- Columns:
 --   client_id uuid
 --   client_slug text
@@ -166,14 +174,14 @@ LEFT JOIN (
         d.external_id IS NOT NULL AND coalesce(d.connection, '') NOT LIKE 'openlineage:%' AS pulled
     FROM active_pipelines(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
     JOIN pipelines AS d ON d.id = p.pipeline_id
-    LEFT JOIN LATERAL latest_runs(p.pipeline_id, 1) AS latest ON true
+    LEFT JOIN LATERAL latest_runs(p.pipeline_id, 1, CAST(:at AS timestamptz)) AS latest ON true
     CROSS JOIN LATERAL (
         SELECT CASE
             WHEN counts_for_health(latest.status, latest.kind, latest.will_retry) THEN latest.status
-            ELSE (SELECT l.status FROM latest_health_runs(p.pipeline_id, 1) AS l)
+            ELSE (SELECT l.status FROM latest_health_runs(p.pipeline_id, 1, CAST(:at AS timestamptz)) AS l)
         END AS status
     ) AS settled
-    CROSS JOIN LATERAL health_of(p.pipeline_id, settled.status, now()) AS h
+    CROSS JOIN LATERAL health_at(p.pipeline_id, settled.status, CAST(:at AS timestamptz)) AS h
 ) AS r ON r.client_id = c.id
 WHERE c.is_active
   AND (CAST(:client_slug AS text) IS NULL OR c.slug = :client_slug)
@@ -195,6 +203,7 @@ ORDER BY
 -- Parameters:
 --   client_slug text = null: only this client
 --   environment text = null (dev, staging, prod): only this environment
+--   at timestamptz = now(): as it was at this time in the past, from what is known now
 -- Columns:
 --   client_id uuid
 --   client_slug text
@@ -234,8 +243,8 @@ SELECT
     bad.status_reason,
     bad.source_url
 FROM active_pipelines(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
-LEFT JOIN LATERAL latest_health_runs(p.pipeline_id, 1) AS settled ON true
-CROSS JOIN LATERAL health_of(p.pipeline_id, settled.status, now()) AS h
+LEFT JOIN LATERAL latest_health_runs(p.pipeline_id, 1, CAST(:at AS timestamptz)) AS settled ON true
+CROSS JOIN LATERAL health_at(p.pipeline_id, settled.status, CAST(:at AS timestamptz)) AS h
 LEFT JOIN LATERAL (
     SELECT * FROM ledger_runs AS run WHERE run.id = settled.id LIMIT 1
 ) AS bad ON h.health = 'failing'
@@ -297,6 +306,7 @@ ORDER BY t.platform, t.connection NULLS FIRST;
 -- Parameters:
 --   client_slug text = null: only this client
 --   environment text = null (dev, staging, prod): only this environment
+--   at timestamptz = now(): as it was at this time in the past, from what is known now
 -- Columns:
 --   client_id uuid
 --   client_slug text
@@ -307,7 +317,7 @@ ORDER BY t.platform, t.connection NULLS FIRST;
 --   platform text
 --   environment text
 --   failing_since timestamptz: effective time of the first failure after the last success
---   failing_seconds float8: from failing_since up to now
+--   failing_seconds float8: from failing_since up to now, or at
 --   failures int8: settled runs that failed in a row; counted up to 1,000
 --   broken bool: it failed in all of its last 30 settled runs, or in all there are if there are 10 or more
 --   last_success_at timestamptz: effective time of the last success
@@ -328,7 +338,7 @@ SELECT
     p.platform,
     p.environment,
     streak.since AS failing_since,
-    CAST(extract(epoch FROM now() - streak.since) AS float8) AS failing_seconds,
+    CAST(extract(epoch FROM coalesce(CAST(:at AS timestamptz), now()) - streak.since) AS float8) AS failing_seconds,
     streak.failures,
     streak.failures >= 30 OR (streak.failures >= 10 AND good.id IS NULL) AS broken,
     good.effective_at AS last_success_at,
@@ -340,11 +350,11 @@ SELECT
     bad.status_reason,
     bad.source_url
 FROM active_pipelines(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
-JOIN LATERAL latest_health_runs(p.pipeline_id, 1) AS settled ON settled.status = 'failed'
+JOIN LATERAL latest_health_runs(p.pipeline_id, 1, CAST(:at AS timestamptz)) AS settled ON settled.status = 'failed'
 CROSS JOIN LATERAL (
     SELECT * FROM ledger_runs AS run WHERE run.id = settled.id LIMIT 1
 ) AS bad
-LEFT JOIN LATERAL latest_success(p.pipeline_id) AS good ON true
+LEFT JOIN LATERAL latest_success(p.pipeline_id, CAST(:at AS timestamptz)) AS good ON true
 CROSS JOIN LATERAL (
     -- The place in the order of runs after which the failures are one streak; without a success, before all runs.
     SELECT
@@ -357,14 +367,14 @@ CROSS JOIN LATERAL (
         count(*) AS failures,
         -- The first failure of the streak, even if it is too long to be counted.
         (
-            SELECT min(r.effective_at) FROM health_runs AS r
-            WHERE r.pipeline_id = p.pipeline_id AND r.status = 'failed' AND r.effective_at >= mark.effective_at
+            SELECT min(r.effective_at) FROM health_runs_at(p.pipeline_id, CAST(:at AS timestamptz)) AS r
+            WHERE r.status = 'failed' AND r.effective_at >= mark.effective_at
               AND (r.effective_at, coalesce(r.finished_at, '-infinity'), r.id)
                 > (mark.effective_at, mark.finished_at, mark.id)
         ) AS since
     FROM (
-        SELECT 1 FROM health_runs AS r
-        WHERE r.pipeline_id = p.pipeline_id AND r.status = 'failed' AND r.effective_at >= mark.effective_at
+        SELECT 1 FROM health_runs_at(p.pipeline_id, CAST(:at AS timestamptz)) AS r
+        WHERE r.status = 'failed' AND r.effective_at >= mark.effective_at
           AND (r.effective_at, coalesce(r.finished_at, '-infinity'), r.id)
             > (mark.effective_at, mark.finished_at, mark.id)
         LIMIT 1000
@@ -377,9 +387,10 @@ ORDER BY p.client_slug, p.pipeline_slug;
 -- settled by then. A run that was in progress then had not settled, nor had one that was started again since. Backfills
 -- do not count.
 -- Parameters:
---   since timestamptz = now() - interval '24 hours': the time to compare with
+--   since timestamptz = now() - interval '24 hours': the time to compare with; with at, 24 hours before it
 --   client_slug text = null: only this client
 --   environment text = null (dev, staging, prod): only this environment
+--   at timestamptz = now(): as it was at this time in the past, from what is known now
 -- Columns:
 --   client_id uuid
 --   client_slug text
@@ -424,9 +435,10 @@ SELECT
     r.status_reason,
     r.source_url
 FROM active_pipelines(CAST(:client_slug AS text), CAST(:environment AS text)) AS p
-JOIN LATERAL latest_health_runs(p.pipeline_id, 1) AS present ON true
+JOIN LATERAL latest_health_runs(p.pipeline_id, 1, CAST(:at AS timestamptz)) AS present ON true
 LEFT JOIN LATERAL settled_at(
-    p.pipeline_id, coalesce(CAST(:since AS timestamptz), now() - interval '24 hours')
+    p.pipeline_id,
+    coalesce(CAST(:since AS timestamptz), CAST(:at AS timestamptz) - interval '24 hours', now() - interval '24 hours')
 ) AS past ON true
 CROSS JOIN LATERAL (
     SELECT * FROM ledger_runs AS run WHERE run.id = present.id LIMIT 1
@@ -448,6 +460,7 @@ ORDER BY
 --   runs int4 = 30: how many runs of each pipeline, at most 200
 --   client_slug text = null: only this client
 --   environment text = null (dev, staging, prod): only this environment
+--   at timestamptz = now(): as it was at this time in the past, from what is known now
 -- Columns:
 --   client_id uuid
 --   client_slug text
@@ -481,7 +494,9 @@ CROSS JOIN LATERAL (
             ''
         ) AS letters,
         max(recent.effective_at) AS latest_run_at
-    FROM latest_runs(p.pipeline_id, least(greatest(coalesce(CAST(:runs AS int4), 30), 1), 200)) AS recent
+    FROM latest_runs(
+        p.pipeline_id, least(greatest(coalesce(CAST(:runs AS int4), 30), 1), 200), CAST(:at AS timestamptz)
+    ) AS recent
 ) AS strip
 ORDER BY p.client_slug, p.pipeline_slug;
 
@@ -495,6 +510,7 @@ ORDER BY p.client_slug, p.pipeline_slug;
 --   threshold float8 = 0.2: the flip rate from which on a pipeline is flaky
 --   client_slug text = null: only this client
 --   environment text = null (dev, staging, prod): only this environment
+--   at timestamptz = now(): as it was at this time in the past, from what is known now
 -- Columns:
 --   client_id uuid
 --   client_slug text
@@ -531,7 +547,7 @@ FROM active_pipelines(CAST(:client_slug AS text), CAST(:environment AS text)) AS
 CROSS JOIN LATERAL (
     -- In the order of the rows below them: the latest first.
     SELECT string_agg(upper(left(recent.status, 1)), '') AS letters, array_agg(recent.effective_at) AS times
-    FROM latest_health_runs(p.pipeline_id, 30) AS recent
+    FROM latest_health_runs(p.pipeline_id, 30, CAST(:at AS timestamptz)) AS recent
 ) AS settled
 CROSS JOIN LATERAL (
     SELECT

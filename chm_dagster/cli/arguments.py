@@ -27,6 +27,7 @@ from chm_dagster.errors import ChmError, InputError, NotFound
 from chm_dagster.installation import load_settings, open_warehouse
 from chm_dagster.local.postgres import EmbeddedPostgres
 from chm_dagster.warehouse.paging import MAX_LIMIT, Page, every
+from chm_dagster.warehouse.scope import check_at
 from chm_dagster.warehouse.warehouse import Warehouse
 
 T = TypeVar("T")
@@ -134,6 +135,13 @@ def parse_time(text: str, field: str, now: datetime, *, ahead: bool = False, zon
     return read_time(text, field, now, ahead=ahead, zone=ZoneInfo(name))
 
 
+def parse_at(text: str | None, now: datetime, zone: str | None) -> datetime | None:
+    """The time that a question is about, from `--at`; None: now. Raises InputError, also for a time to come."""
+    at = None if text is None else parse_time(text, "--at", now, zone=zone)
+    check_at(at, now, "--at")
+    return at
+
+
 ClientArgument = Annotated[
     str, typer.Argument(metavar="CLIENT", help="The client's slug or id.", autocompletion=complete_client)
 ]
@@ -149,6 +157,14 @@ TimezoneOption = Annotated[
         "--timezone",
         metavar="ZONE",
         help="Where days begin, and the zone of times without an offset: Europe/Berlin. Default: CHM_TIMEZONE, or UTC.",
+    ),
+]
+AtOption = Annotated[
+    str | None,
+    typer.Option(
+        "--at",
+        metavar="TIME",
+        help="How it was at this time, from what is known now: 2026-11-24T09:00, 3h, yesterday. Default: now.",
     ),
 ]
 ClientOption = Annotated[

@@ -9,11 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from chm_dagster.cli.arguments import (
+    AtOption,
     ClientOption,
     EnvironmentOption,
     ExitZeroOption,
     TimezoneOption,
     find_client,
+    parse_at,
     parse_time,
 )
 from chm_dagster.cli.output import Format, FormatOption, chosen, console, say, show
@@ -39,27 +41,33 @@ from chm_dagster.presentation.columns import (
     is_blind,
     is_stopped,
     last_sync,
+    to_the_minute,
 )
 from chm_dagster.settings import Settings
 from chm_dagster.warehouse import schema
+from chm_dagster.warehouse.warehouse import Warehouse
 
 
 def failing(
+    at: AtOption = None,
+    timezone: TimezoneOption = None,
     client: ClientOption = None,
     environment: EnvironmentOption = None,
     exit_zero: ExitZeroOption = False,
     form: FormatOption = None,
 ) -> None:
-    """Show what is failing now: pipelines whose latest settled run failed, and since when.
+    """Show what is failing now, or was then: pipelines whose latest settled run failed, and since when.
 
     Exit code 1 if anything is failing, unless --exit-zero.
     """
-    rows = _ask("failing_now", client, environment)
+    rows = _ask("failing_now", client, environment, at=_at(at, timezone))
     show_health(rows, form, FAILING)
     raise typer.Exit(1 if rows and not exit_zero else 0)
 
 
 def attention(
+    at: AtOption = None,
+    timezone: TimezoneOption = None,
     client: ClientOption = None,
     environment: EnvironmentOption = None,
     exit_zero: ExitZeroOption = False,
@@ -69,7 +77,7 @@ def attention(
 
     Exit code 1 if anything does, unless --exit-zero.
     """
-    rows = _ask("needs_attention", client, environment)
+    rows = _ask("needs_attention", client, environment, at=_at(at, timezone))
     show_health(rows, form, ATTENTION)
     raise typer.Exit(1 if rows and not exit_zero else 0)
 
@@ -78,6 +86,7 @@ def changed(
     since: Annotated[
         str, typer.Option("--since", metavar="TIME", help="Compare with this time: 24h, yesterday, or a date.")
     ] = "24h",
+    at: AtOption = None,
     timezone: TimezoneOption = None,
     client: ClientOption = None,
     environment: EnvironmentOption = None,
@@ -88,10 +97,12 @@ def changed(
     Exit code 0 whatever changed.
     """
     now = datetime.now(UTC)
-    then = parse_time(since, "--since", now, zone=timezone)
-    if then > now:
-        raise InputError("--since", "must not be in the future; name the time to compare with")
-    show_health(_ask("changed_since", client, environment, since=then), form, CHANGED)
+    moment = parse_at(at, now, timezone)
+    then = parse_time(since, "--since", moment or now, zone=timezone)
+    if then > (moment or now):
+        wanted = "must not be in the future" if moment is None else "must not be after --at"
+        raise InputError("--since", f"{wanted}; name the time to compare with")
+    show_health(_ask("changed_since", client, environment, at=moment, since=then), form, CHANGED)
 
 
 def errors(
@@ -126,6 +137,8 @@ def flaky(
         float,
         typer.Option("--threshold", min=0, max=1, help="Minimum share of flips for a pipeline to count as flaky."),
     ] = 0.2,
+    at: AtOption = None,
+    timezone: TimezoneOption = None,
     client: ClientOption = None,
     environment: EnvironmentOption = None,
     form: FormatOption = None,
@@ -134,20 +147,26 @@ def flaky(
 
     A pipeline that always fails is broken, not flaky: see `chm failing`.
     """
-    show_health(_ask("flaky_pipelines", client, environment, threshold=threshold), form, FLAKY)
+    show_health(_ask("flaky_pipelines", client, environment, at=_at(at, timezone), threshold=threshold), form, FLAKY)
 
 
 def latest(
     status: Annotated[
         RunStatus | None, typer.Option("--status", help="Only pipelines whose latest run has this status.")
     ] = None,
+    at: AtOption = None,
+    timezone: TimezoneOption = None,
     client: ClientOption = None,
     environment: EnvironmentOption = None,
     form: FormatOption = None,
 ) -> None:
     """Show the latest run of every active pipeline."""
-    rows = _ask("latest_status_by_pipeline", client, environment)
+    rows = _ask("latest_status_by_pipeline", client, environment, at=_at(at, timezone))
     show_health([row for row in rows if status is None or row["status"] == status], form, LATEST)
+
+
+def _at(text: str | None, timezone: str | None) -> datetime | None:
+    return parse_at(text, datetime.now(UTC), timezone)
 
 
 def _ask(query: str, client: str | None, environment: Environment | None, **parameters: Any) -> list[dict[str, Any]]:
@@ -169,32 +188,48 @@ _CHANGED_TODAY = dataclasses.replace(
 )
 
 
-def status(exit_zero: ExitZeroOption = False, form: FormatOption = None) -> None:
+def status(
+    at: AtOption = None,
+    timezone: TimezoneOption = None,
+    exit_zero: ExitZeroOption = False,
+    form: FormatOption = None,
+) -> None:
     """Show the health of each client, what needs attention, what changed in the last 24 hours, alerts, the last sync.
 
-    Exit code 1 if anything needs attention, unless --exit-zero.
+    Exit code 1 if anything needs attention, unless --exit-zero. With --at, alerts and syncs are left
+    out: how they were is not kept.
     """
     now = datetime.now(UTC)
-    everywhere = {"client_slug": None, "environment": None}
+    moment = parse_at(at, now, timezone)
     with open_warehouse() as warehouse:
-        clients = warehouse.ask("latest_status_by_client", **everywhere)
-        attention = warehouse.ask("needs_attention", **everywhere)
-        changed = warehouse.ask("changed_since", since=now - timedelta(days=1), **everywhere)
-        connections = warehouse.ask("connections", **everywhere)
-        failing_now = warehouse.ask("failing_now", **everywhere)
-        episodes, waiting = warehouse.ask("open_episodes"), warehouse.ask("waiting_messages")
+        found = _found(warehouse, moment, now)
+        alerts = {name: warehouse.ask(name) for name in ("open_episodes", "waiting_messages")} if moment is None else {}
+        connections = warehouse.ask("connections") if moment is None else []
     if chosen(form) is not Format.TABLE:
         known = {"last_sync_at": last_sync(connections), "freshness": freshness(connections, now)}
-        found = {"clients": clients, "needs_attention": attention, "changed_since_yesterday": changed}
-        alerts = {"open_episodes": episodes, "waiting_messages": waiting}
-        show({**found, "failing_now": failing_now, "connections": connections, **alerts, **known}, form)
+        present = {"connections": connections, **alerts, **known}
+        show({**found, **(present if moment is None else {"at": moment})}, form)
     else:
-        for question, rows in ((CLIENTS, clients), (ATTENTION, attention), (_CHANGED_TODAY, changed)):
+        parts = zip((CLIENTS, ATTENTION, _CHANGED_TODAY), found.values(), strict=False)
+        for question, rows in parts:
             show(for_people(rows), Format.TABLE, question.title, question.columns, question.empty)
             console.print()
-        say(alerts_sentence(episodes, waiting))
-        say(freshness(connections, now))
-    raise typer.Exit(1 if attention and not exit_zero else 0)
+        if moment is None:
+            say(alerts_sentence(alerts["open_episodes"], alerts["waiting_messages"]))
+            say(freshness(connections, now))
+        else:
+            say(f"As it was at {to_the_minute(moment)} UTC, from what is known now.")
+    raise typer.Exit(1 if found["needs_attention"] and not exit_zero else 0)
+
+
+def _found(warehouse: Warehouse, at: datetime | None, now: datetime) -> dict[str, list[dict[str, Any]]]:
+    yesterday = (at or now) - timedelta(days=1)
+    return {
+        "clients": warehouse.ask("latest_status_by_client", at=at),
+        "needs_attention": warehouse.ask("needs_attention", at=at),
+        "changed_since_yesterday": warehouse.ask("changed_since", since=yesterday, at=at),
+        "failing_now": warehouse.ask("failing_now", at=at),
+    }
 
 
 # --- CHM itself ------------------------------------------------------------------------------------------------------

@@ -56,10 +56,11 @@ def _field(parameter: Parameter, types: Mapping[str, Any]) -> tuple[str, Any]:
 def arguments(warehouse: Warehouse, name: str, sent: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of the named query from what was sent by the names of `parameter_fields`.
 
-    Raises InputError for a window that is none, NotFound for a client or pipeline that does not exist.
+    Raises InputError for a window that is none and a time to come, NotFound for a client or pipeline that is unknown.
     """
-    given = dict(sent)
-    _check_window(given.get("since"), given.get("until"), datetime.now(UTC))
+    given, now = dict(sent), datetime.now(UTC)
+    check_at(given.get("at"), now)
+    _check_window(given.get("since"), given.get("until") or given.get("at"), now)
     if "timezone" not in {parameter.name for parameter in queries()[name].parameters}:
         given.pop("timezone", None)
     client, pipeline = given.pop("client_id", None), given.pop("pipeline_id", None)
@@ -73,8 +74,14 @@ def arguments(warehouse: Warehouse, name: str, sent: Mapping[str, Any]) -> dict[
     return given
 
 
+def check_at(at: datetime | None, now: datetime, field: str = "at") -> None:
+    """Raises InputError unless a question about this time can be answered: nobody knows what is to come."""
+    if at is not None and at > now:
+        raise InputError(field, "must not be in the future")
+
+
 def _check_window(since: datetime | None, until: datetime | None, now: datetime) -> None:
     if since is not None and since > now:
         raise InputError("since", "must not be in the future")
     if since is not None and until is not None and since >= until:
-        raise InputError("since", "must be before until")
+        raise InputError("since", "must be before until, or at")

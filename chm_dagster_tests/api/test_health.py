@@ -79,6 +79,7 @@ def test_each_endpoint_takes_the_parameters_of_its_query(api: httpx.Client, ques
         "platform": ("platform", "airflow"),
         "since": ("since", "2026-01-01T00:00:00Z"),
         "until": ("until", "2026-01-02T00:00:00Z"),
+        "at": ("at", "2026-01-02T00:00:00Z"),
         "bucket": ("bucket", "week"),
         "timezone": ("timezone", "Europe/Berlin"),
         "threshold": ("threshold", "0.5"),
@@ -186,3 +187,14 @@ def test_short_names_of_filters_are_accepted(world: httpx.Client) -> None:
     assert items(world, "durations", pipeline="acme/orders") == items(world, "durations", pipeline_id="acme/orders")
     both = world.get("/api/v1/health/failing", params={"client": "acme", "client_id": "acme"})
     assert refused(both, 400) == {"client"}
+
+
+def test_a_question_can_be_about_a_time(world: httpx.Client) -> None:
+    for question in ("failing", "attention", "changed", "latest", "clients", "flaky"):
+        assert items(world, question, at=NOW.isoformat())
+        assert refused(world.get(f"/api/v1/health/{question}", params={"at": "2999-01-01T00:00:00Z"}), 400)
+    assert keys(items(world, "failing", at=(NOW - timedelta(hours=15)).isoformat(), client_id="acme")) == [
+        "acme/bills",
+        "acme/orders",
+    ]
+    assert items(world, "failing", at="2020-01-01T00:00", timezone="Europe/Berlin") == []

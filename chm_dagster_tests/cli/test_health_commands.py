@@ -224,3 +224,30 @@ def test_doctor_reports_a_database_that_does_not_answer_and_a_wrong_setting(
     monkeypatch.setenv("CHM_DATABASE_URL", "mysql://x")
     answer = acme("doctor")
     assert (answer.code, checks(answer)) == (1, {"settings": False})
+
+
+def test_every_question_can_be_about_a_time(acme: Chm) -> None:
+    history(acme, "acme/orders", "SFFS")
+    assert (acme("failing").code, acme("attention", "--client", "acme").json[0]["health"]) == (0, "unknown")
+    then = acme("failing", "--at", "90m")
+    assert (then.code, keys(then.json), then.json[0]["failures"]) == (1, ["acme/orders"], 2)
+    assert keys(acme("attention", "--at", "90m").json)[0] == "acme/orders"
+    assert acme("changed", "--at", "90m", "--since", "2h").json[0]["change"] == "regression"
+    assert [row["settled_status"] for row in acme("latest", "--at", "90m").json if row["settled_status"]] == ["failed"]
+    assert acme("flaky", "--at", "yesterday", "--timezone", "Europe/Berlin").json == []
+    found = acme("status", "--at", "90m")
+    assert (found.code, sum(row["failing"] for row in found.json["clients"])) == (1, 1)
+    assert "connections" not in found.json and "open_episodes" not in found.json and "at" in found.json
+    assert "from what is known now" in acme("status", "--at", "90m", "--format", "table").out
+
+
+def test_a_local_time_is_read_in_its_zone_and_nothing_is_said_of_what_is_to_come(acme: Chm) -> None:
+    words = ["--run", "r", "--status", "failed", "--started-at", "2026-11-24T07:30:00Z", "--duration-seconds", "60"]
+    assert acme("run", "record", "acme/orders", *words).code == 0
+    for time, zone, code in (("09:00", "Europe/Berlin", 1), ("08:00", "Europe/Berlin", 0), ("08:00", "UTC", 1)):
+        assert acme("failing", "--at", f"2026-11-24 {time}", "--timezone", zone).code == code
+    for command in ("failing", "attention", "changed", "flaky", "latest", "status"):
+        answer = acme(command, "--at", "2999-01-01")
+        assert (answer.code, answer.errors) == (2, ["--at: must not be in the future"])
+    late = acme("changed", "--at", "2026-11-24", "--since", "2026-11-25")
+    assert late.errors == ["--since: must not be after --at; name the time to compare with"]

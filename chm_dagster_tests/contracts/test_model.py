@@ -1,5 +1,6 @@
 """The queries agree with a small model that reads a pipeline's runs one by one."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -90,6 +91,17 @@ def apart(newer: Execution, older: Execution) -> timedelta:
     return newer.effective - older.effective
 
 
+def as_they_were(runs: Sequence[Execution], at: datetime) -> list[Execution]:
+    """The runs as a ledger that knows everything had them then. What a run's end brought came with its end."""
+    return [
+        dataclasses.replace(run, status="running", finished=None, will_retry=False)
+        if run.finished is not None and run.finished > at
+        else run
+        for run in runs
+        if run.effective <= at
+    ]
+
+
 def flips_between(runs: Sequence[Execution], since: datetime, until: datetime) -> tuple[int, int]:
     """The flips among the runs of a window, and how many of them could flip."""
     inside = [run for run in settled(runs) if since <= run.effective < until]
@@ -136,6 +148,8 @@ class Ledger:
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
         self.pipeline = add_pipeline(engine).id
+        with engine.begin() as connection:
+            connection.execute(sa.text("UPDATE pipelines SET observed_through = now()"))
 
     def hold(self, runs: Sequence[Execution]) -> None:
         with self.engine.begin() as connection:
@@ -202,6 +216,37 @@ def test_the_latest_run_and_the_strip_agree_with_the_model(ledger: Ledger, runs:
     assert latest["settled_status"] == (settled(runs)[0].status if settled(runs) else None)
     assert client["failing"] == (1 if failing(runs) else 0)
     assert strip["statuses"] == "".join(LETTER[run.status] for run in reversed(ordered[:30]))
+
+
+@settings(max_examples=150)
+@given(
+    runs=histories() | histories(("failed", "success")) | plain_histories(), hours=st.integers(-1, 300), data=st.data()
+)
+def test_every_answer_about_a_time_is_that_of_the_runs_as_they_were(
+    ledger: Ledger, runs: list[Execution], hours: int, data: Any
+) -> None:
+    ledger.hold(runs)
+    moments = [moment for run in runs for moment in (run.effective, run.finished) if moment is not None]
+    at = data.draw(st.sampled_from([BEGIN + timedelta(hours=hours), *moments]))
+    since, then = at - timedelta(hours=24), as_they_were(runs, at)
+    for name, wanted in (("failing_now", failing(then)), ("flaky_pipelines", flakiness(then))):
+        row = ledger.ask(name, at=at)
+        assert (row is None) == (wanted is None), name
+        assert picked(row, wanted) == wanted
+    changed = ledger.ask("changed_since", at=at)
+    assert (changed and changed["change"]) == change(then, since)
+    latest, strip = ledger.ask("latest_status_by_pipeline", at=at), ledger.ask("recent_runs_by_pipeline", at=at)
+    client, ordered = ledger.ask("latest_status_by_client", at=at), latest_first(then)
+    assert latest is not None and client is not None and strip is not None
+    assert latest["external_run_id"] == (f"run-{ordered[0].id.int}" if ordered else None)
+    assert latest["status"] == (ordered[0].status if ordered else None)
+    assert latest["finished_at"] == (ordered[0].finished if ordered else None)
+    assert latest["settled_status"] == (settled(then)[0].status if settled(then) else None)
+    assert latest["health"] == {"failed": "failing", "success": "healthy", None: "unknown"}[latest["settled_status"]]
+    assert client["failing"] == (1 if failing(then) else 0)
+    assert strip["statuses"] == "".join(LETTER[run.status] for run in reversed(ordered[:30]))
+    attention = ledger.ask("needs_attention", at=at)
+    assert (attention and attention["health"]) == (None if latest["health"] == "healthy" else latest["health"])
 
 
 @settings(max_examples=100)
