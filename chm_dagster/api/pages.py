@@ -85,6 +85,8 @@ def _page(request: Request, name: str, title: str, facts: _Facts) -> Response:
         synced = freshness(reading.rows("connections", client_slug=None, environment=None), reading.as_of)
     except (NotFound, InputError, DatabaseUnavailable) as error:
         return _refusal(error, base)
+    about_then = filters.at is not None and name in pages.TIMED
+    base |= {"now": filters.at if about_then else now, "about_then": about_then}
     whole = {**base, "title": title, "filters": filters, "freshness": synced, "as_of": reading.as_of, **found}
     return HTMLResponse(render(f"{name}.html", **whole), headers=_HEADERS)
 

@@ -2,14 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from chm_dagster.domain.fields import read_time
 from chm_dagster.domain.limits import INT_MAX
 from chm_dagster.domain.pipelines import Environment, Health, Platform
 from chm_dagster.domain.validation import did_you_mean, read_value, shown
 from chm_dagster.domain.values import clean_text
 from chm_dagster.errors import InputError
+from chm_dagster.warehouse.scope import check_at
 
 DAYS = (1, 7, 30)
 """The time spans that a page offers."""
@@ -19,7 +22,10 @@ MAX_TEXT = 100
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Filters:
-    """The filters of a page. None filters nothing; `skip` is how many rows of its list come before it."""
+    """The filters of a page. None filters nothing; `skip` is how many rows of its list come before it.
+
+    `at` is the time in the past that the page is about; None is now.
+    """
 
     client: str | None = None
     environment: str | None = None
@@ -30,6 +36,7 @@ class Filters:
     platform: str | None = None
     days: int = 7
     error: str | None = None
+    at: datetime | None = None
 
     @classmethod
     def read(cls, query: Mapping[str, str]) -> "Filters":
@@ -61,11 +68,12 @@ class Filters:
             given.get("platform"),
             int(given.get("days", "7")),
             given.get("error"),
+            _time(given.get("at")),
         )
 
     def link(self, path: str, **changes: Any) -> str:
         """The address of a page with these filters, less its own place in a list, with some of them changed."""
-        kept = {"client": self.client, "environment": self.environment, **changes}
+        kept = {"client": self.client, "environment": self.environment, "at": _shown(self.at), **changes}
         values = {_PARAMETERS.get(name, name): value for name, value in kept.items() if value}
         return path + (f"?{urlencode(values, quote_via=quote)}" if values else "")
 
@@ -82,6 +90,15 @@ class Filters:
             "error": self.error,
         }
 
+    def same(self, path: str) -> str:
+        """The address of a page about the same time, with no other filter."""
+        return self.link(path, client=None, environment=None)
+
+    @property
+    def timed(self) -> dict[str, Any]:
+        """The parameters that questions about now take."""
+        return {**self.scope, "at": self.at}
+
     @property
     def scope(self) -> dict[str, str | None]:
         """The parameters that every question about health takes."""
@@ -91,7 +108,7 @@ class Filters:
 _OF_PAGES = frozenset({"id"})
 """What names a page's subject and is no filter."""
 _PARAMETERS = {"text": "q", "skip": "from"}
-_NAMES = ("client", "environment", "health", "change", "q", "from", "platform", "days", "error")
+_NAMES = ("client", "environment", "health", "change", "q", "from", "platform", "days", "error", "at")
 _KNOWN = f"there are {', '.join(_NAMES)}"
 
 
@@ -101,6 +118,18 @@ def _number(text: str | None) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > INT_MAX:
         raise InputError("from", "must be a whole number, not negative")
     return int(text)
+
+
+def _time(text: str | None) -> datetime | None:
+    """A time without a zone is in UTC, as the form says."""
+    now = datetime.now(UTC)
+    at = None if text is None else read_time(text, "at", now, zone=UTC)
+    check_at(at, now)
+    return at
+
+
+def _shown(at: datetime | None) -> str | None:
+    return None if at is None else at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def client_path(slug: str) -> str:

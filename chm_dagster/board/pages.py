@@ -30,6 +30,8 @@ MAX_GROUPS = 500
 MAX_RUNS = 200
 """Failed runs that a page reads: as many as the query returns."""
 DAY = timedelta(days=1)
+TIMED = frozenset({"overview", "pipelines", "client", "changes", "flaky"})
+"""The pages that can be about a time in the past; the others are about now, and say so."""
 HEALTH = tuple(str(health) for health in Health)
 """The states of health, the worst first."""
 
@@ -46,6 +48,16 @@ def overview(reading: Reading, filters: Filters) -> Facts:
         "clients": _part(chosen, filters.skip),
         "attention": _people(_attention(reading, filters, GLANCE)),
         "changes": _changes(reading, filters, GLANCE),
+        **(_troubles(reading, filters) if filters.at is None else _NO_TROUBLES),
+    }
+
+
+_NO_TROUBLES: Facts = {"blind": [], "shared_errors": [], "undeliverable": 0}
+"""Of a time in the past: they are not kept, and are not shown."""
+
+
+def _troubles(reading: Reading, filters: Filters) -> Facts:
+    return {
         "blind": [row for row in _connections(reading, filters) if is_blind(row, reading.as_of)],
         "shared_errors": [
             row for row in _error_groups(reading, filters) if row["clients"] > 1 and row["still_failing"] and row["why"]
@@ -56,6 +68,7 @@ def overview(reading: Reading, filters: Filters) -> Facts:
 
 def wall(reading: Reading, filters: Filters) -> Facts:
     """The overview for a screen that people pass by: only what fits, the worst first."""
+    filters = dataclasses.replace(filters, at=None)
     clients = _clients(reading, filters)
     return {
         "totals": _totals(clients),
@@ -77,8 +90,9 @@ def client(reading: Reading, filters: Filters, slug: str) -> Facts:
     found = reading.warehouse.clients.get(slug)
     filters = _for_client(filters, found.slug)
     totals = _totals(_clients(reading, filters))
-    strips = {row["pipeline_id"]: row for row in reading.rows("recent_runs_by_pipeline", runs=STRIP, **filters.scope)}
+    strips = {row["pipeline_id"]: row for row in reading.rows("recent_runs_by_pipeline", runs=STRIP, **filters.timed)}
     rules = reading.warehouse.rules.list(client=found.id, limit=GLANCE)
+    then = filters.at or reading.now
     return {
         "client": found,
         "filters": filters,
@@ -86,7 +100,7 @@ def client(reading: Reading, filters: Filters, slug: str) -> Facts:
         "rows": _latest(reading, filters),
         "strips": strips,
         "changes": _changes(reading, filters, GLANCE),
-        "failures": reading.rows("failures_over_time", since=reading.now - 30 * DAY, **filters.scope)[-30:],
+        "failures": reading.rows("failures_over_time", since=then - 30 * DAY, until=filters.at, **filters.scope)[-30:],
         "rules": rules.items,
         "more_rules": rules.next_cursor is not None,
     }
@@ -144,7 +158,7 @@ def failed_runs(reading: Reading, filters: Filters) -> Facts:
 
 def flaky(reading: Reading, filters: Filters) -> Facts:
     """The pipelines that flip between success and failure, the worst first."""
-    rows = reading.excerpt("flaky_pipelines", first=ROWS, skip=filters.skip, where={}, **filters.scope)
+    rows = reading.excerpt("flaky_pipelines", first=ROWS, skip=filters.skip, where={}, **filters.timed)
     return {"flaky": _people(rows)}
 
 
@@ -190,7 +204,7 @@ def _for_client(filters: Filters, slug: str) -> Filters:
 
 
 def _clients(reading: Reading, filters: Filters) -> list[dict[str, Any]]:
-    return reading.rows("latest_status_by_client", **filters.scope)
+    return reading.rows("latest_status_by_client", **filters.timed)
 
 
 def _totals(clients: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -213,20 +227,20 @@ def _latest(reading: Reading, filters: Filters) -> Excerpt:
         where={"health": filters.health},
         text=filters.text,
         worst_first=True,
-        **filters.scope,
+        **filters.timed,
     )
     return _people(rows)
 
 
 def _attention(reading: Reading, filters: Filters, first: int) -> Excerpt:
-    return reading.excerpt("needs_attention", first=first, where={"health": filters.health}, **filters.scope)
+    return reading.excerpt("needs_attention", first=first, where={"health": filters.health}, **filters.timed)
 
 
 def _changes(reading: Reading, filters: Filters, first: int) -> Excerpt:
-    since = _since(reading, 1)
+    since = _since(reading, 1) if filters.at is None else filters.at - DAY
     where = {"change": filters.change}
     return _people(
-        reading.excerpt("changed_since", first=first, skip=filters.skip, where=where, since=since, **filters.scope)
+        reading.excerpt("changed_since", first=first, skip=filters.skip, where=where, since=since, **filters.timed)
     )
 
 

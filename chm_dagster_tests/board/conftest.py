@@ -35,7 +35,16 @@ PAGES = (
         "/clients/acme/orders",
         RUN,
     ),
-    *("/pipelines?health=paused", "/?health=late&environment=prod", "/nowhere-in-particular/../clients/none", "/?x=1"),
+    *(
+        "/pipelines?health=paused",
+        "/?health=late&environment=prod",
+        "/?at=2h",
+        "/clients/acme?at=2h",
+        "/rules?at=2h",
+        "/?at=2999-01-01",
+        "/nowhere-in-particular/../clients/none",
+        "/?x=1",
+    ),
 )
 """Every page, also those that say why there is nothing to show."""
 
