@@ -395,6 +395,7 @@ def test_a_repeated_ping_writes_nothing(engine: Engine, send: Send) -> None:
     assert rows(engine, "SELECT xmin::text, ctid::text, * FROM runs") == before
 
 
+@pytest.mark.alone
 def test_finding_the_open_run_does_not_read_the_whole_history(engine: Engine, backup: Pipeline, send: Send) -> None:
     with engine.begin() as connection:
         history = """
