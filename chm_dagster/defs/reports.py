@@ -13,7 +13,7 @@ from chm_dagster.domain.periods import Period
 from chm_dagster.presentation.columns import count
 from chm_dagster.presentation.rendering import markdown_text
 from chm_dagster.presentation.report.content import content
-from chm_dagster.reporting import Built, DueReport, Mailer, is_due, issue_report, run_due, undeliverable
+from chm_dagster.reporting import Built, DueReport, Mailer, is_due, issue_report, latest_week, run_due, undeliverable
 from chm_dagster.warehouse.reports import receivers
 from chm_dagster.warehouse.warehouse import Warehouse
 
@@ -31,7 +31,7 @@ report_partitions = dg.MultiPartitionsDefinition(
     }
 )
 CONFIG = {
-    "due": dg.Field(bool, default_value=False, description="Issue and send what is due, if no partition is chosen."),
+    "due": dg.Field(bool, default_value=False, description="Issue and send what is due, of every client."),
     "revise": dg.Field(bool, default_value=False, description="With `due`: issue anew what late data have changed."),
 }
 
@@ -55,12 +55,12 @@ def client_report(
     Issued on Monday at 09:00 in the client's time zone, and emailed if the client has a `report_email`. What arrives
     later is a revision that says what changed. Red: the run's log names the client and the reason.
     """
+    config = context.op_execution_context.op_config
     with words_only():
-        if context.has_partition_key:
+        if not config["due"]:
             client, week = _chosen(context.partition_key)
             built = issue_report(warehouse.engine, client, week, None, datetime.now(UTC))
             return dg.MaterializeResult(metadata=_metadata(built))
-        config = context.op_execution_context.op_config
         done = run_due(warehouse.engine, channels(), lambda: datetime.now(UTC), revise=config["revise"])
     return _reported(context, done or DueReport())
 
@@ -72,15 +72,32 @@ def _chosen(key: str) -> tuple[str, str]:
 
 
 def _reported(context: dg.AssetExecutionContext, done: DueReport) -> dg.MaterializeResult[None]:
+    of_run: dict[str, Any] = {"issued": len(done.issued), "sent": len(done.sent)}
     for built in done.issued:
-        partition = dg.MultiPartitionKey({"client": built.client.slug, "week": built.period.first.isoformat()})
-        event = dg.AssetMaterialization(context.asset_key, partition=partition, metadata=_metadata(built))
-        context.log_event(event)
+        partition = _partition(built.client.slug, built.period)
+        if partition == context.partition_key and not done.failed:
+            of_run |= _metadata(built)
+        else:
+            context.log_event(
+                dg.AssetMaterialization(context.asset_key, partition=partition, metadata=_metadata(built))
+            )
     for sent in done.sent:
         context.log.info("sent %s", sent)
     if done.failed:
         raise PlainFailure("\n".join(done.failed[:SHOWN]))
-    return dg.MaterializeResult(metadata={"issued": len(done.issued), "sent": len(done.sent)})
+    return dg.MaterializeResult(metadata=of_run)
+
+
+def _partition(client: str, week: Period) -> dg.MultiPartitionKey:
+    return dg.MultiPartitionKey({"client": client, "week": week.first.isoformat()})
+
+
+def _tags(client: str, week: Period | None) -> dict[str, str]:
+    """The tags of a run for this partition. A sensor cannot name one of clients that it has yet to add."""
+    if week is None:
+        return {}
+    key = _partition(client, week)
+    return {"dagster/partition": str(key), **{f"dagster/partition/{n}": k for n, k in key.keys_by_dimension.items()}}
 
 
 def _metadata(built: Built) -> dict[str, Any]:
@@ -144,9 +161,10 @@ def report_sensor(prefix: Sequence[str] = ()) -> dg.SensorDefinition:
         if not (due or revise) or context.instance.get_runs(running, limit=1):
             reason = f"{count(len(due), 'report')} due" + (", and a run is under way" if due or revise else "")
             return dg.SensorResult(skip_reason=reason, dynamic_partitions_requests=steps)
+        # Dagster runs an asset with partitions for one of them; the run records the others that it issues.
+        first = next(client for client in found if is_due(client, now) or (not due and client.issues))
         config = {"ops": {"client_report": {"config": {"due": True, "revise": revise}}}}
-        return dg.SensorResult(
-            [dg.RunRequest(run_config=config)], cursor=today if revise else None, dynamic_partitions_requests=steps
-        )
+        request = dg.RunRequest(run_config=config, tags=_tags(first.slug, latest_week(first, now)))
+        return dg.SensorResult([request], cursor=today if revise else None, dynamic_partitions_requests=steps)
 
     return sensor

@@ -59,7 +59,9 @@ class Reports:
 
     def tick(self) -> dg.SensorResult:
         with dg.build_sensor_context(
-            instance=self.instance, cursor=self.cursor, resources={"warehouse": self.office.warehouse}
+            instance=self.instance,
+            cursor=self.cursor,
+            resources={"warehouse": self.office.warehouse},
         ) as context:
             data: Any = self.defs.resolve_sensor_def("reports_due").evaluate_tick(context)
         for request in data.dynamic_partitions_requests or ():
@@ -73,7 +75,16 @@ class Reports:
 
     def execute(self, request: dg.RunRequest) -> Any:
         job = self.defs.resolve_job_def("client_reports")
-        return job.execute_in_process(run_config=request.run_config, instance=self.instance, raise_on_error=False)
+        return job.execute_in_process(
+            run_config=request.run_config,
+            tags=dict(request.tags),
+            instance=self.instance,
+            raise_on_error=False,
+        )
+
+    def ingest(self) -> dg.ExecuteInProcessResult:
+        config = {"ops": {"ingest_runs": {"config": {"everything": True}}}}
+        return self.defs.resolve_job_def("ingest").execute_in_process(instance=self.instance, run_config=config)
 
     def choose(self, client: str, week: Period) -> Any:
         key = dg.MultiPartitionKey({"client": client, "week": week.first.isoformat()})
@@ -98,6 +109,7 @@ def reports(engine: sa.Engine, tmp_path: Path) -> Any:
 
 
 def test_what_is_due_is_issued_sent_and_shown_as_a_partition(reports: Reports) -> None:
+    assert reports.ingest().success, "the ledger that the report depends on has events of its own"
     [request] = reports.tick().run_requests or ()
     assert reports.instance.get_dynamic_partitions("chm_clients") == ["acme"]
     result = reports.execute(request)
@@ -135,9 +147,7 @@ def test_once_a_day_the_sensor_looks_for_late_data(reports: Reports) -> None:
 @pytest.mark.parametrize("chosen", [False, True], ids=["due", "partition"])
 def test_a_report_is_not_issued_past_a_gate(reports: Reports, chosen: bool) -> None:
     """Runs of the last ingestion that are both running and finished; the constraint is dropped to get them in."""
-    config = {"ops": {"ingest_runs": {"config": {"everything": True}}}}
-    ingest = reports.defs.resolve_job_def("ingest")
-    assert ingest.execute_in_process(instance=reports.instance, run_config=config).success
+    assert reports.ingest().success
     [request] = reports.tick().run_requests or ()
     with reports.office.engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE runs DROP CONSTRAINT ck_runs_running_is_not_finished"))
