@@ -81,7 +81,8 @@ def follow(
 
 def _replaced(condition: Condition, episode: Episode, receiver: Receiver | None) -> str:
     """Why what an episode was found with is no longer this rule; empty if it is."""
-    if Condition.read(episode.condition).rule_type is not condition.rule_type:
+    text = episode.condition
+    if text != str(condition) and Condition.read(text).rule_type is not condition.rule_type:
         return "the rule watches something else now"
     if receiver is not None and episode.receiver is not None and episode.receiver != receiver:
         return "the rule notifies somebody else now"
@@ -121,8 +122,10 @@ def _firing(
     else:
         if finding.complete_from is not None and episode.since < since <= finding.complete_from:
             since = episode.since  # it began before what was looked at
-        news = {"condition": str(condition), "since": since, "evidence": finding.verdict.evidence}
-        found = replace(episode, **news, expected=finding.expected)
+        news = (str(condition), since, finding.verdict.evidence, finding.expected)
+        found = episode
+        if news != (episode.condition, episode.since, episode.evidence, episode.expected):
+            found = replace(episode, condition=news[0], since=since, evidence=news[2], expected=news[3])
     if is_muted or finding.is_quiet:
         return found, before
     if found.announced_at is None:

@@ -92,7 +92,7 @@ def spans_of(
     if _undecidable(condition, pipeline, coverage) is not None:
         return []
     known = None if coverage.known_through is None else min(coverage.known_through, now)
-    ordered = sorted(runs, key=lambda run: (run.effective_at, run.finished_at or BEFORE_ALL, run.run))
+    ordered = sorted(runs, key=order)
     match condition.rule_type:
         case RuleType.ON_FAILURE:
             return list(_streaks(ordered, 1))
@@ -106,6 +106,11 @@ def spans_of(
             return _overruns(ordered, _limit(condition, pipeline), coverage.gaps, known)
         case RuleType.MISSED_RUN:
             return list(_misses(ordered, condition, pipeline, coverage.gaps, known))
+
+
+def order(run: RunFact) -> tuple[datetime, datetime, str]:
+    """What puts the runs of a pipeline in order."""
+    return run.effective_at, run.finished_at or BEFORE_ALL, run.run
 
 
 def _listed(runs: Sequence[RunFact]) -> Evidence:

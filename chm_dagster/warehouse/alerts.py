@@ -24,6 +24,7 @@ from chm_dagster.domain.alerts import (
     RunFact,
 )
 from chm_dagster.domain.error_text import error_summary
+from chm_dagster.domain.evaluation import order
 from chm_dagster.domain.messages import Message, Openings
 from chm_dagster.domain.pipelines import PUSHED, Platform
 from chm_dagster.domain.rules import Channel, RuleType
@@ -69,14 +70,16 @@ WITH watched AS MATERIALIZED (
         SELECT FROM alert_rules AS own
         WHERE own.pipeline_id = p.id AND own.rule_type = r.rule_type AND own.is_enabled
     )
+), latest AS MATERIALIZED (
+    SELECT p.id, last.status, coalesce(last.finished_at, last.effective_at) AS settled_at
+    FROM watched AS p CROSS JOIN LATERAL latest_health_runs(p.id, 1) AS last
 )"""  # noqa: S608 - built from a constant
 
 # The pairs that may fire: all that do are among them, and few others. `evaluate` decides.
 _CANDIDATES = sa.text(f"""{_PAIRS}
 SELECT x.rule_id, x.id AS pipeline_id FROM pairs AS x
-WHERE x.rule_type IN ('on_failure', 'consecutive_failures') AND x.id IN (
-    SELECT p.id FROM watched AS p CROSS JOIN LATERAL latest_health_runs(p.id, 1) AS last WHERE last.status = 'failed'
-)
+WHERE x.rule_type IN ('on_failure', 'consecutive_failures')
+  AND x.id IN (SELECT l.id FROM latest AS l WHERE l.status = 'failed')
 UNION ALL
 SELECT x.rule_id, x.id FROM pairs AS x
 WHERE x.rule_type = 'failures_in_window' AND x.threshold <= (
@@ -87,9 +90,12 @@ WHERE x.rule_type = 'failures_in_window' AND x.threshold <= (
 )
 UNION ALL
 SELECT x.rule_id, x.id FROM pairs AS x
-LEFT JOIN LATERAL latest_success(x.id) AS good ON true
-WHERE x.rule_type = 'no_success_in_window'
-  AND coalesce(coalesce(good.finished_at, good.effective_at), x.created_at) + x.span <= x.known
+LEFT JOIN latest AS l ON l.id = x.id
+LEFT JOIN LATERAL latest_success(x.id) AS good ON l.status = 'failed'
+WHERE x.rule_type = 'no_success_in_window' AND x.span + coalesce(
+    CASE WHEN l.status = 'success' THEN l.settled_at ELSE coalesce(good.finished_at, good.effective_at) END,
+    x.created_at
+) <= x.known
 UNION ALL
 SELECT x.rule_id, x.id FROM pairs AS x
 WHERE x.rule_type = 'running_too_long' AND EXISTS (
@@ -289,7 +295,8 @@ class Evaluation:
         wanted = {"ids": ids, **times, "limit": MAX_RUNS, "failures": MAX_FAILURES}
         for number, *run in self._connection.execute(_RUNS, wanted).all():
             found[number - 1].append(fact_of(*run))
-        return dict(zip(ids, found, strict=True))
+        # Each rule sorts them; what is in order is sorted at once.
+        return {pipeline_id: sorted(runs, key=order) for pipeline_id, runs in zip(ids, found, strict=True)}
 
     def errors(self, runs: Collection[tuple[UUID, str]]) -> dict[tuple[UUID, str], tuple[str, str | None]]:
         """Of each run the telling line of its error, and the link to it."""
