@@ -91,9 +91,9 @@ WHERE x.rule_type = 'failures_in_window' AND x.threshold <= (
 UNION ALL
 SELECT x.rule_id, x.id FROM pairs AS x
 LEFT JOIN latest AS l ON l.id = x.id
-LEFT JOIN LATERAL latest_success(x.id) AS good ON l.status = 'failed'
 WHERE x.rule_type = 'no_success_in_window' AND x.span + coalesce(
-    CASE WHEN l.status = 'success' THEN l.settled_at ELSE coalesce(good.finished_at, good.effective_at) END,
+    CASE WHEN l.status = 'success' THEN l.settled_at
+        ELSE (SELECT coalesce(good.finished_at, good.effective_at) FROM latest_success(x.id) AS good) END,
     x.created_at
 ) <= x.known
 UNION ALL
