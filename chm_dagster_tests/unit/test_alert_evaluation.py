@@ -19,6 +19,7 @@ PIPELINE = UUID(int=1)
 LETTERS = {
     "S": RunStatus.SUCCESS,
     "F": RunStatus.FAILED,
+    "B": RunStatus.SUCCESS,
     "R": RunStatus.RUNNING,
     "C": RunStatus.CANCELED,
     "K": RunStatus.SKIPPED,
@@ -41,8 +42,11 @@ def hours(moment: datetime | None) -> float | None:
 
 
 def run(letter: str, start: float, minutes: float = 6, **changes: Any) -> RunFact:
-    """A run that starts so many hours after the day began: b means a failed backfill, r a failure to be retried."""
-    if letter == "b":
+    """A run that starts so many hours after the day began.
+
+    b means a failed backfill, B one that succeeded, r a failure to be retried.
+    """
+    if letter in "bB":
         changes["kind"] = RunKind.BACKFILL
     if letter == "r":
         changes["will_retry"] = True
@@ -109,6 +113,7 @@ THREE = Condition(RuleType.CONSECUTIVE_FAILURES, 3)
         pytest.param(ON_FAILURE, "S1 F2 C3 K4", ("firing", 2.1), id="canceled-and-skipped-settle-nothing"),
         pytest.param(ON_FAILURE, "S1 F2 S3", ("ok", None), id="clears"),
         pytest.param(ON_FAILURE, "S1 b2", ("ok", None), id="a-failed-backfill-does-not-count"),
+        pytest.param(ON_FAILURE, "F1 B2", ("firing", 1.1), id="a-backfill-clears-nothing"),
         pytest.param(ON_FAILURE, "S1 r2", ("ok", None), id="a-failure-about-to-be-retried-is-not-settled"),
         pytest.param(ON_FAILURE, "F-8000 S1", ("ok", None), id="a-failure-of-a-year-ago"),
         pytest.param(ON_FAILURE, "", ("unknown", None), id="no-data"),
@@ -120,6 +125,8 @@ THREE = Condition(RuleType.CONSECUTIVE_FAILURES, 3)
         pytest.param(THREE, "S1 F2 C2.5 F3 K3.5 F4", ("firing", 4.1), id="neutral-runs-do-not-break-the-streak"),
         pytest.param(THREE, "F1 F2 S3 F4 F5", ("ok", None), id="a-success-breaks-it"),
         pytest.param(THREE, "F1 F2 F3 S4", ("ok", None), id="three-clears"),
+        pytest.param(THREE, "S1 F2 b2.5 r2.7 F3", ("ok", None), id="backfills-and-retries-are-not-among-the-three"),
+        pytest.param(THREE, "F1 F2 B2.5 F3", ("firing", 3.1), id="a-backfill-does-not-break-it"),
         pytest.param(THREE, "", ("unknown", None), id="three-no-data"),
     ],
 )
@@ -197,6 +204,7 @@ DROUGHT = Condition(RuleType.NO_SUCCESS_IN_WINDOW, None, 120)
         pytest.param("S1", 3.2, None, {}, ("firing", 3.1), id="fires"),
         pytest.param("S1 F2 F3 R3.1", 3.2, None, {}, ("firing", 3.1), id="failures-are-no-success"),
         pytest.param("S1 C2 K3", 3.2, None, {}, ("firing", 3.1), id="nor-are-skipped-runs"),
+        pytest.param("S1 B2", 3.2, None, {}, ("firing", 3.1), id="nor-is-a-backfill"),
         pytest.param("S1 S3.5", 4, None, {}, ("ok", None), id="clears"),
         pytest.param("S1", 9, known(3.0), {}, ("unknown", None), id="blind-before-the-moment"),
         pytest.param("S1", 9, known(3.2), {}, ("firing", 3.1), id="known-past-the-moment"),
