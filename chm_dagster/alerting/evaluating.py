@@ -163,7 +163,7 @@ def _items(
             receiver = notice.episode.receiver or rule.receiver
             is_new = notice.kind is NoticeKind.OPENED
             same = clients.get((receiver, fingerprint(error)), {}) if is_new and error else {}
-            others = tuple(name for name in same if name != names.client_name)
+            others = tuple(sorted(name for name in same if name != names.client_name))
             item = _item(rule, notice, names, error, source_url)
             yield *receiver, msgspec.structs.replace(item, same_error_at=others) if others else item
 
