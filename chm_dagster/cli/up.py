@@ -237,6 +237,7 @@ FILES = {
             "dashboards/grafana/dashboards/chm-operations.json",
             "dashboards/grafana/dashboards/chm-overview.json",
             "dashboards/grafana/dashboards/chm-pipeline.json",
+            "dashboards/grafana/provisioning/alerting/chm.yaml",
             "dashboards/grafana/provisioning/dashboards/chm.yaml",
             "dashboards/grafana/provisioning/datasources/chm.yaml",
         )

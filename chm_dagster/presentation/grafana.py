@@ -3,10 +3,13 @@
 `python -m chm_dagster.presentation.grafana` rewrites `dashboards/grafana/`; a test compares the files with `build()`.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
 from typing import Any
+
+import yaml
 
 from chm_dagster.presentation.dashboards import COLORS, DASHBOARDS, Panel, choices, filled, taken
 from chm_dagster.shipped import shipped
@@ -25,12 +28,68 @@ VALUES = {
 }
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Blindness:
+    """An alert rule about CHM itself. It fires if `counts` is above 0 over the rows `q` of a query of the contract."""
+
+    uid: str
+    title: str
+    query: str
+    counts: str
+    minutes: int
+    summary: str
+
+
+_COUNTED = "SELECT CAST({counts} AS float8) AS value FROM (\n{sql}\n) AS q"
+_STALE = "coalesce(q.stale_at, '-infinity') < now()"
+ALERTS = (
+    Blindness("chm-sync-too-old", "CHM's last sync is too old", "connections",
+              f"CASE WHEN count(*) > 0 AND bool_and({_STALE}) THEN 1 ELSE 0 END", 5,
+              "No connection was read recently enough, so CHM knows how no pipeline is. Is the daemon running?"),
+    Blindness("chm-connection-silent", "A connection is silent", "connections",
+              f"count(*) FILTER (WHERE {_STALE})", 10,
+              "CHM does not know how the pipelines of at least one connection are. `chm partner check` shows why."),
+    Blindness("chm-undeliverable", "Messages are undeliverable", "waiting_messages",
+              "count(*) FILTER (WHERE q.state = 'undeliverable')", 0,
+              "CHM gave up sending messages of alert rules. `chm alert messages` lists them."),
+)  # fmt: skip
+
+
 def build() -> dict[str, str]:
     """The text of each generated file, by its path in the repository. Raises KeyError for an unknown query."""
-    return {
+    found = {
         f"{FOLDER}/dashboards/{uid}.json": json.dumps(dashboard(uid), indent=2, ensure_ascii=False) + "\n"
         for uid in DASHBOARDS
     }
+    return found | {f"{FOLDER}/provisioning/alerting/chm.yaml": yaml.safe_dump(alerting(), sort_keys=False, width=120)}
+
+
+def alerting() -> dict[str, Any]:
+    """The alert rules as Grafana provisions them. They fire as well if their query cannot be answered."""
+    group = {"orgId": 1, "name": "CHM", "folder": "CHM", "interval": "1m", "rules": [_rule(a) for a in ALERTS]}
+    return {"apiVersion": 1, "groups": [group]}
+
+
+def _rule(alert: Blindness) -> dict[str, Any]:
+    sql = _COUNTED.format(counts=alert.counts, sql=filled(queries()[alert.query], {}))
+    expression = {"type": "__expr__", "uid": "__expr__"}
+    asked = {"refId": "A", "datasource": SOURCE, "format": "table", "rawQuery": True, "editorMode": "code",
+             "rawSql": sql}  # fmt: skip
+    above = {"refId": "B", "datasource": expression, "type": "threshold", "expression": "A",
+             "conditions": [{"evaluator": {"type": "gt", "params": [0]}}]}  # fmt: skip
+    span = {"from": 600, "to": 0}
+    return {
+        "uid": alert.uid,
+        "title": alert.title,
+        "condition": "B",
+        "data": [{"refId": "A", "datasourceUid": SOURCE["uid"], "relativeTimeRange": span, "model": asked},
+                 {"refId": "B", "datasourceUid": "__expr__", "relativeTimeRange": span, "model": above}],
+        "for": f"{alert.minutes}m",
+        "noDataState": "Alerting",
+        "execErrState": "Alerting",
+        "annotations": {"summary": alert.summary},
+        "labels": {"service": "chm"},
+    }  # fmt: skip
 
 
 def dashboard(uid: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import yaml
 
 from chm_dagster.presentation.dashboards import COLORS, DASHBOARDS, WITHOUT_PANEL
-from chm_dagster.presentation.grafana import FOLDER, SOURCE, build, dashboard
+from chm_dagster.presentation.grafana import ALERTS, FOLDER, SOURCE, alerting, build, dashboard
 from chm_dagster.shipped import checkout
 from chm_dagster.warehouse.named_queries import ask, queries
 from chm_dagster.warehouse.roles import BI, apply_roles
@@ -81,7 +81,8 @@ def problems(board: Dashboard) -> Iterator[str]:
 
 def test_the_files_are_those_that_the_contract_gives() -> None:
     assert ROOT is not None
-    found = {f"{FOLDER}/dashboards/{p.name}": p.read_text() for p in (ROOT / FOLDER / "dashboards").glob("*.json")}
+    files = [*(ROOT / FOLDER / "dashboards").glob("*"), *(ROOT / FOLDER / "provisioning" / "alerting").glob("*")]
+    found = {str(p.relative_to(ROOT)): p.read_text() for p in files}
     assert found == build(), "run `python -m chm_dagster.presentation.grafana`"
 
 
@@ -169,6 +170,94 @@ def test_every_panel_shows_what_the_contract_answers(
 
 def without(row: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in names}
+
+
+# --- alert rules about CHM itself ------------------------------------------------------------------------------------------
+
+
+def rule_problems(found: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with provisioned alert rules."""
+    rules = [rule for group in found["groups"] for rule in group["rules"]]
+    if len({r["uid"] for r in rules}) != len(rules) or any(len(r["uid"]) > 40 for r in rules):
+        yield "two rules have one uid, or it is too long"
+    for rule in rules:
+        steps = {step["refId"]: step for step in rule["data"]}
+        if rule["condition"] not in steps or steps[rule["condition"]]["datasourceUid"] != "__expr__":
+            yield f"{rule['title']}: its condition is no expression"
+        for ref, step in steps.items():
+            model = step["model"]
+            if model["refId"] != ref or model["datasource"]["uid"] != step["datasourceUid"]:
+                yield f"{rule['title']}: {ref} contradicts itself"
+            if step["datasourceUid"] not in (SOURCE["uid"], "__expr__"):
+                yield f"{rule['title']}: another data source"
+            if model.get("type") == "threshold" and model["expression"] not in steps:
+                yield f"{rule['title']}: an expression over nothing"
+            if "$" in model.get("rawSql", ""):
+                yield f"{rule['title']}: Grafana would expand a variable"
+        if {rule["noDataState"], rule["execErrState"]} != {"Alerting"} or not re.fullmatch(r"\d+m", rule["for"]):
+            yield f"{rule['title']}: it is silent if CHM's database is"
+        if not rule["annotations"].get("summary"):
+            yield f"{rule['title']}: no summary"
+
+
+def test_the_alert_rules_are_well_formed() -> None:
+    assert list(rule_problems(alerting())) == []
+    assert len(ALERTS) == 3
+
+
+def value_of(reader: "psycopg.Connection[dict[str, Any]]", uid: str) -> float:
+    (rule,) = (rule for rule in alerting()["groups"][0]["rules"] if rule["uid"] == uid)
+    ((value,),) = (row.values() for row in reader.execute(rule["data"][0]["model"]["rawSql"].encode()).fetchall())
+    reader.rollback()
+    assert isinstance(value, float)
+    return value
+
+
+def test_the_alert_rules_fire_exactly_if_chm_is_blind(
+    engine: sa.Engine, reader: "psycopg.Connection[dict[str, Any]]"
+) -> None:
+    def watched(minutes: int, connection: str) -> None:
+        with engine.begin() as c:
+            c.execute(
+                sa.text(
+                    "UPDATE pipelines SET connection = :connection, external_id = slug,"
+                    " observed_through = now() - make_interval(mins => :m), stale_at = NULL WHERE slug = :slug"
+                ),
+                {"connection": connection, "m": minutes, "slug": connection},
+            )
+
+    def fire() -> list[bool]:
+        return [value_of(reader, alert.uid) > 0 for alert in ALERTS]
+
+    with engine.begin() as c:
+        c.execute(sa.text("UPDATE pipelines SET external_id = NULL, observed_through = NULL, connection = NULL"))
+    assert fire() == [False, False, False], "nothing is read from a partner"
+    watched(1, "orders")
+    watched(2, "stock")
+    assert fire() == [False, False, False]
+    watched(120, "stock")
+    assert fire() == [False, True, False], "one connection is silent"
+    watched(120, "orders")
+    assert fire() == [True, True, False], "all are"
+
+
+RULE_MISTAKES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "one uid": lambda r: r.update(uid="chm-undeliverable"),
+    "its condition is no expression": lambda r: r.update(condition="A"),
+    "contradicts itself": lambda r: r["data"][0]["model"].update(refId="X"),
+    "another data source": lambda r: r["data"][0].update(datasourceUid="other"),
+    "an expression over nothing": lambda r: r["data"][1]["model"].update(expression="Z"),
+    "expand a variable": lambda r: r["data"][0]["model"].update(rawSql="SELECT $1"),
+    "it is silent": lambda r: r.update(execErrState="OK"),
+    "no summary": lambda r: r["annotations"].clear(),
+}
+
+
+@pytest.mark.parametrize("mistake", RULE_MISTAKES)
+def test_a_mistake_in_an_alert_rule_is_noticed(mistake: str) -> None:
+    found = copy.deepcopy(alerting())
+    RULE_MISTAKES[mistake](found["groups"][0]["rules"][0])
+    assert mistake in "; ".join(rule_problems(found))
 
 
 # --- deliberate mistakes ---------------------------------------------------------------------------------------------------

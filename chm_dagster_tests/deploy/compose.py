@@ -31,13 +31,25 @@ OTHERS_VARIABLES = {
     "CHM_DAGSTER_POSTGRES_PASSWORD",
     "CHM_BI_POSTGRES_ADDRESS",
     "CHM_BI_POSTGRES_SSLMODE",
+    "CHM_METABASE_POSTGRES_PASSWORD",
+    "JAVA_OPTS",
+    "MB_DB_TYPE",
+    "MB_DB_HOST",
+    "MB_DB_PORT",
+    "MB_DB_DBNAME",
+    "MB_DB_USER",
+    "MB_DB_PASS",
+    "MB_PLUGINS_DIR",
+    "MB_ANON_TRACKING_ENABLED",
+    "MB_CHECK_FOR_UPDATES",
+    "MB_LOAD_SAMPLE_CONTENT",
     "GF_SECURITY_ADMIN_PASSWORD",
     "GF_AUTH_ANONYMOUS_ENABLED",
     "GF_USERS_ALLOW_SIGN_UP",
     "GF_ANALYTICS_REPORTING_ENABLED",
     "GF_ANALYTICS_CHECK_FOR_UPDATES",
 }
-"""Names that other programs read: Dagster, libpq, the Postgres image, Grafana and its files."""
+"""Names that other programs read: Dagster, libpq, the Postgres image, Java, Metabase, Grafana and its files."""
 
 
 def load() -> Compose:
@@ -265,6 +277,29 @@ def blind_dashboards(compose: Compose) -> list[str]:
     return problems + ["anonymous"] * (own.get("GF_AUTH_ANONYMOUS_ENABLED") != "false")
 
 
+def stray_metabase(compose: Compose) -> list[str]:
+    """Metabase has a database and a role of its own, no other password, and is filled once it responds."""
+    metabase, content = services(compose)["metabase"], services(compose)["metabase-content"]
+    own = metabase["environment"]
+    problems = [name for name in ("MB_DB_USER", "MB_DB_DBNAME") if own.get(name) != "chm_metabase"]
+    if set(re.findall(r"\$\{(\w+):\?", str(own))) != {"CHM_METABASE_POSTGRES_PASSWORD"}:
+        problems.append("passwords of metabase")
+    words = content["command"]
+    if (
+        words[:4] != ["chm", "dashboards", "metabase", "apply"]
+        or words[words.index("--url") + 1] != "http://metabase:3000"
+    ):
+        problems.append("command of metabase-content")
+    if not str(metabase["ports"]).endswith(":3000']") or not set(metabase["networks"]) & set(content["networks"]):
+        problems.append("metabase-content does not reach metabase")
+    if content["depends_on"].get("metabase") != {"condition": "service_healthy"}:
+        problems.append("metabase-content does not wait")
+    given = {name for name in content["environment"] if SECRET.search(name)}
+    return problems + [
+        f"{n} of metabase-content" for n in given ^ {"CHM_METABASE_PASSWORD", "CHM_BI_POSTGRES_PASSWORD"}
+    ]
+
+
 RULES: tuple[Rule, ...] = (
     secrets_with_defaults,
     passwords_in_urls,
@@ -280,4 +315,5 @@ RULES: tuple[Rule, ...] = (
     open_code_servers,
     passwords_too_many,
     blind_dashboards,
+    stray_metabase,
 )

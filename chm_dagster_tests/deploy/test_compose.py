@@ -122,6 +122,13 @@ SPOILED: list[tuple[Rule, Callable[[Compose], None]]] = [
     (rules.blind_dashboards, of("grafana", "environment", "CHM_POSTGRES_PASSWORD", value="${CHM_POSTGRES_PASSWORD:?}")),
     (rules.blind_dashboards, of("grafana", "environment", "GF_AUTH_ANONYMOUS_ENABLED", value="true")),
     (rules.blind_dashboards, of("grafana", "volumes", value=["./dashboards/grafana:/etc/grafana/provisioning:ro"])),
+    (rules.stray_metabase, of("metabase", "environment", "MB_DB_USER", value="chm")),
+    (rules.stray_metabase, of("metabase", "environment", "MB_DB_DBNAME", value="chm")),
+    (rules.stray_metabase, of("metabase", "environment", "MB_DB_PASS", value="${CHM_POSTGRES_PASSWORD:?}")),
+    (rules.stray_metabase, of("metabase-content", "depends_on", value={})),
+    (rules.stray_metabase, of("metabase-content", "networks", value=["control"])),
+    (rules.stray_metabase, of("metabase-content", "environment", "CHM_POSTGRES_PASSWORD", value="${X:?}")),
+    (rules.stray_metabase, of("metabase-content", "command", value=["chm", "status", "--url", "http://metabase:3000"])),
 ]
 
 

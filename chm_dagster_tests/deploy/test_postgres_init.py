@@ -22,6 +22,7 @@ from chm_dagster_tests.deploy.compose import ROOT, load, services
 
 DAGSTER_PASSWORD = "another: one \\\\ with / @ and 'quotes'"
 BI_PASSWORD = "third: 'one'"
+METABASE_PASSWORD = "fourth \\ one"
 PASSWORD = 'it\'s a $ecret: with \\ and "quotes" / @'
 
 
@@ -39,6 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgre
             "CHM_POSTGRES_PASSWORD": PASSWORD,
             "CHM_DAGSTER_POSTGRES_PASSWORD": DAGSTER_PASSWORD,
             "CHM_BI_POSTGRES_PASSWORD": BI_PASSWORD,
+            "CHM_METABASE_POSTGRES_PASSWORD": METABASE_PASSWORD,
         }
         address = url(server, "postgres", "postgres")
         for script in scripts():
@@ -63,6 +65,20 @@ def test_the_superuser_loses_its_password_last() -> None:
 def url(server: EmbeddedPostgres, database: str, user: str = "chm", password: str = PASSWORD) -> str:
     _, rest = server.url(database).split("@", 1)
     return f"postgresql://{user}:{quote(password, safe='')}@{rest}"
+
+
+def test_metabase_has_a_database_of_its_own_and_no_other(server: EmbeddedPostgres) -> None:
+    role = "chm_metabase"
+    with psycopg.connect(url(server, role, role, METABASE_PASSWORD)) as connection:
+        connection.execute("CREATE TABLE setting (key text); INSERT INTO setting VALUES ('a')")
+        (rights,) = connection.execute("SELECT ARRAY[rolsuper, rolcreatedb, rolcreaterole] FROM pg_roles"
+                                       " WHERE rolname = current_user").fetchall()  # fmt: skip
+    assert rights == ([False, False, False],)
+    for database in ("chm", "chm_dagster"):
+        with pytest.raises(psycopg.OperationalError, match="permission denied"):
+            psycopg.connect(url(server, database, role, METABASE_PASSWORD))
+    with pytest.raises(psycopg.OperationalError, match="permission denied"):
+        psycopg.connect(url(server, role))
 
 
 def test_the_role_can_migrate_and_downgrade_its_own_database(server: EmbeddedPostgres) -> None:
