@@ -468,8 +468,8 @@ SABOTEURS = (
     Saboteur(
         "alerts: episodes do not depend on the order of arrival",
         "domain/episodes.py",
-        '"since": since, "evidence"',
-        '"evidence"',
+        "condition=news[0], since=since, evidence=news[2]",
+        "condition=news[0], evidence=news[2]",
         "unit/test_alert_episodes.py::test_the_episodes_at_the_end_do_not_depend_on_the_order_of_arrival",
     ),
     Saboteur(
