@@ -274,6 +274,7 @@ def test_ruff_rejects_missing_docstrings_and_reads_of_the_environment(text: str,
 # --- the schema ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_the_database_holds_the_four_tables_and_nothing_else_that_stores_rows(engine: sa.Engine) -> None:
     assert table_differences(engine) == set()
 
