@@ -148,6 +148,17 @@ def _once_each(tags: list[str]) -> list[str]:
     return list(dict.fromkeys(tags))
 
 
+def _at_most(number: int) -> BeforeValidator:
+    """Blanks around a text count as well: the description of the API cannot say that they do not."""
+
+    def check(value: object) -> object:
+        if isinstance(value, str) and len(value) > number:
+            raise refusal(f"must be at most {number} characters")
+        return value
+
+    return BeforeValidator(check)
+
+
 Line = Annotated[
     str,
     Strict(),
@@ -156,7 +167,7 @@ Line = Annotated[
     Field(json_schema_extra={"pattern": _LINE_PATTERN}),
 ]
 """Text on one line. Blanks around it are removed."""
-Name = Annotated[Line, Field(max_length=limits.MAX_NAME_CHARS)]
+Name = Annotated[Line, Field(max_length=limits.MAX_NAME_CHARS), _at_most(limits.MAX_NAME_CHARS)]
 Slug = Annotated[
     str,
     Strict(),
