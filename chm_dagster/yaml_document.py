@@ -247,7 +247,10 @@ def _alternatives(root: Mapping[str, Any], node: Mapping[str, Any]) -> Iterator[
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-    """Writes multi-line texts as blocks."""
+    """Writes multi-line texts as blocks, and the same list or mapping as often as it occurs."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def _text(dumper: Any, text: str) -> Any:

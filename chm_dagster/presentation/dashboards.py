@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
+from chm_dagster.shipped import shipped
 from chm_dagster.warehouse.named_queries import Query, queries
 
 _PLACEHOLDER = re.compile(r"(?<![:\w]):(\w+)(?!:)")
@@ -96,3 +97,11 @@ def choices(parameter: str) -> list[str]:
     """The values that a parameter takes, where there are few."""
     found = [c for q in queries().values() for p in q.parameters if p.name == parameter for c in p.choices]
     return list(dict.fromkeys(found))
+
+
+def write(files: Mapping[str, str]) -> None:
+    """Write generated files, by their path below the folder that holds what ships."""
+    for name, text in files.items():
+        path = shipped(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")

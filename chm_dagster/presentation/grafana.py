@@ -11,8 +11,7 @@ from typing import Any
 
 import yaml
 
-from chm_dagster.presentation.dashboards import COLORS, DASHBOARDS, Panel, choices, filled, taken
-from chm_dagster.shipped import shipped
+from chm_dagster.presentation.dashboards import COLORS, DASHBOARDS, Panel, choices, filled, taken, write
 from chm_dagster.warehouse.named_queries import Column, Query, queries
 
 SOURCE = {"type": "grafana-postgresql-datasource", "uid": "chm"}
@@ -191,13 +190,5 @@ def _override(column: Column) -> dict[str, Any] | None:
     return {"matcher": {"id": "byName", "options": column.name}, "properties": properties} if properties else None
 
 
-def main() -> None:
-    """Write the files."""
-    for name, text in build().items():
-        path = shipped(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write(build())

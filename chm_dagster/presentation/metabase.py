@@ -12,11 +12,9 @@ import re
 import uuid
 from typing import Any
 
-import yaml
-
-from chm_dagster.presentation.dashboards import DASHBOARDS, Panel, choices, filled, taken
-from chm_dagster.shipped import shipped
+from chm_dagster.presentation.dashboards import DASHBOARDS, Panel, choices, filled, taken, write
 from chm_dagster.warehouse.named_queries import Column, Query, queries
+from chm_dagster.yaml_document import dump
 
 FOLDER = "dashboards/metabase"
 DATABASE = "CHM"
@@ -69,8 +67,7 @@ def build() -> dict[str, str]:
     folder = f"{FOLDER}/collections/main"
     texts = {f"{folder}/{slug(COLLECTION)}.yaml": collection()}
     texts |= {f"{folder}/{slug(COLLECTION)}/{slug(e['name'])}.yaml": e for e in [*cards(), *dashboards()]}
-    return {path: yaml.dump(entity, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-            for path, entity in texts.items()}  # fmt: skip
+    return {path: dump(entity) for path, entity in texts.items()}
 
 
 def collection() -> Entity:
@@ -260,27 +257,5 @@ def _uuid(name: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"chm:{name}"))
 
 
-class _Dumper(yaml.SafeDumper):
-    """Statements as blocks, and nothing as a reference to something above."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _block(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _block)
-
-
-def main() -> None:
-    """Write the files."""
-    for name, text in build().items():
-        path = shipped(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write(build())

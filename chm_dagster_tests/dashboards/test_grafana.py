@@ -15,8 +15,8 @@ from chm_dagster.presentation.dashboards import COLORS, DASHBOARDS, WITHOUT_PANE
 from chm_dagster.presentation.grafana import ALERTS, FOLDER, SOURCE, alerting, build, dashboard
 from chm_dagster.shipped import checkout
 from chm_dagster.warehouse.named_queries import ask, queries
-from chm_dagster.warehouse.roles import BI, apply_roles
-from chm_dagster_tests.contracts.histories import DAY, NOW, watch
+from chm_dagster.warehouse.roles import BI
+from chm_dagster_tests.contracts.histories import DAY, NOW
 
 pytestmark = pytest.mark.alone
 
@@ -139,18 +139,6 @@ def test_every_health_state_has_a_colour() -> None:
 
 
 # --- statements ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def reader(engine: sa.Engine, database_url: str) -> Iterator["psycopg.Connection[dict[str, Any]]"]:
-    """A session as the BI role on a ledger with two clients."""
-    watch(engine, "SFSFSFSFSFSF", "orders")
-    watch(engine, "SSSSF", "stock", "Bolt")
-    watch(engine, [], "idle")
-    apply_roles(engine, {BI: "reader"})
-    url = f"postgresql://{BI}:reader@{database_url.split('@', 1)[1]}"
-    with psycopg.connect(url, row_factory=psycopg.rows.dict_row, options="-c timezone=UTC") as connection:
-        yield connection
 
 
 @pytest.mark.parametrize("client", ["", "acme"])

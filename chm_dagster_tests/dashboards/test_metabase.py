@@ -20,8 +20,7 @@ from chm_dagster.presentation.dashboards import DASHBOARDS
 from chm_dagster.presentation.metabase import DATABASE, FILTERS, FOLDER, build, cards, collection, dashboards
 from chm_dagster.shipped import checkout
 from chm_dagster.warehouse.named_queries import ask, queries
-from chm_dagster.warehouse.roles import BI, apply_roles
-from chm_dagster_tests.contracts.histories import DAY, NOW, watch
+from chm_dagster_tests.contracts.histories import DAY, NOW
 
 pytestmark = pytest.mark.alone
 
@@ -181,18 +180,6 @@ def test_every_panel_is_a_question_on_the_same_dashboard() -> None:
 
 
 # --- statements ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def reader(engine: sa.Engine, database_url: str) -> Iterator["psycopg.Connection[dict[str, Any]]"]:
-    """A session as the BI role on a ledger with two clients."""
-    watch(engine, "SFSFSFSFSFSF", "orders")
-    watch(engine, "SSSSF", "stock", "Bolt")
-    watch(engine, [], "idle")
-    apply_roles(engine, {BI: "reader"})
-    url = f"postgresql://{BI}:reader@{database_url.split('@', 1)[1]}"
-    with psycopg.connect(url, row_factory=psycopg.rows.dict_row, options="-c timezone=UTC") as connection:
-        yield connection
 
 
 def run(reader: "psycopg.Connection[dict[str, Any]]", card: dict[str, Any], **values: Any) -> list[dict[str, Any]]:
