@@ -197,11 +197,13 @@ def is_due(client: Receiver, now: datetime) -> bool:
     return _weekly(client, now) is not None or bool(list(_waiting(client, now)))
 
 
-def latest_week(client: Receiver, now: datetime) -> Period | None:
-    """The week whose report is due now, else the last one whose report was issued; None if there is neither."""
+def latest_week(client: Receiver, now: datetime) -> Period:
+    """The week whose report is due now, else the last one whose report was issued, else the last one."""
     issued = [Period.read(period) for period in client.issues]
     weeks = [period.first for period in issued if period.kind is PeriodKind.WEEK]
-    return _weekly(client, now) or (Period(PeriodKind.WEEK, max(weeks)) if weeks else None)
+    if (due := _weekly(client, now)) is not None:
+        return due
+    return Period(PeriodKind.WEEK, max(weeks)) if weeks else last_week(now, ZoneInfo(client.timezone))
 
 
 def _weekly(client: Receiver, now: datetime) -> Period | None:

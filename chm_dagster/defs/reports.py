@@ -92,10 +92,8 @@ def _partition(client: str, week: Period) -> dg.MultiPartitionKey:
     return dg.MultiPartitionKey({"client": client, "week": week.first.isoformat()})
 
 
-def _tags(client: str, week: Period | None) -> dict[str, str]:
+def _tags(client: str, week: Period) -> dict[str, str]:
     """The tags of a run for this partition. A sensor cannot name one of clients that it has yet to add."""
-    if week is None:
-        return {}
     key = _partition(client, week)
     return {"dagster/partition": str(key), **{f"dagster/partition/{n}": k for n, k in key.keys_by_dimension.items()}}
 
