@@ -50,8 +50,9 @@ def fuzz(api: httpx.Client, folder: Path, examples: int, phases: str, parameters
     command = [str(Path(sys.executable).with_name("st")), "--config-file", str(settings), "run", str(openapi.FILE)]
     options = ["--url", str(api.base_url), "--header", f"Authorization: Bearer {TOKEN}", "--phases", phases]
     more = ["--max-examples", str(examples), "--continue-on-failure", "--generation-database", "none", "--no-color"]
+    same = ["--generation-deterministic", "--seed", "1"]
     reports = ["--report", "json", "--report-json-path", str(report)]
-    ended = subprocess.run([*command, *options, *more, *reports], cwd=folder, capture_output=True, text=True)
+    ended = subprocess.run([*command, *options, *more, *same, *reports], cwd=folder, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout[-6_000:]
     found: dict[str, Any] = json.loads(report.read_text())
     assert found["operations"]["tested"] == found["operations"]["total"] > 35

@@ -17,6 +17,8 @@ from chm_dagster_tests.contracts.histories import LETTERS, Execution, write
 from chm_dagster_tests.factories import add_pipeline
 
 BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
+END = BEGIN + timedelta(days=500)
+"""Later than every run, whatever today is: the pipeline was read until then."""
 NEVER = datetime(1, 1, 1, tzinfo=UTC)
 SETTLED = ("success", "failed")
 LETTER = {status: letter for letter, status in LETTERS.items()}
@@ -149,7 +151,7 @@ class Ledger:
         self.engine = engine
         self.pipeline = add_pipeline(engine).id
         with engine.begin() as connection:
-            connection.execute(sa.text("UPDATE pipelines SET observed_through = now()"))
+            connection.execute(sa.text("UPDATE pipelines SET observed_through = :end"), {"end": END})
 
     def hold(self, runs: Sequence[Execution]) -> None:
         with self.engine.begin() as connection:
