@@ -188,8 +188,8 @@ def _row(pipeline: PipelineReport) -> dict[str, Any]:
 def _show_troubles(pipeline: PipelineReport) -> None:
     if pipeline.error:
         _warn(f"{pipeline.key}: {pipeline.error}", "red")
-    if pipeline.warning:
-        _warn(f"{pipeline.key}: {pipeline.warning}", "yellow")
+    for warning in pipeline.warnings:
+        _warn(f"{pipeline.key}: {warning}", "yellow")
     for word, count in pipeline.unknown_statuses.items():
         _warn(
             f"{pipeline.key}: unknown status {word!r}, {count} times; it counts as running until it is mapped", "yellow"

@@ -248,10 +248,7 @@ def partner_news(prefix: Sequence[str] = ()) -> dg.SensorDefinition:
         if not due:
             return dg.SensorResult(skip_reason=dg.SkipReason(said), cursor=cursor)
         context.log.info("%s", said)
-        return dg.SensorResult(
-            [dg.RunRequest(run_config=news_config(due), asset_selection=assets, asset_check_keys=[])],
-            cursor=cursor,
-        )
+        return dg.SensorResult([dg.RunRequest(run_config=news_config(due), asset_selection=assets)], cursor=cursor)
 
     return sensor
 

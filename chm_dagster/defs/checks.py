@@ -124,10 +124,9 @@ def no_rejected_records(
 
 
 @dg.asset_check(asset=RUNS, description="Partners' clocks agree with CHM's.")
-def clocks_agree(context: dg.AssetCheckExecutionContext, landing: dg.ResourceParam[LandingZone]) -> dg.AssetCheckResult:
+def clocks_agree(warehouse: dg.ResourceParam[Warehouse]) -> dg.AssetCheckResult:
     """A clock that is wrong loses no run, but makes times of runs wrong, so that nobody can say which one is late."""
-    _, report = _last(context, landing)
-    wrong = {p.key: p.warning for p in report.pipelines.values() if p.warning}
+    wrong = {p.key: p.clock_warning for p in ingested_pipelines(warehouse.engine) if p.clock_warning}
     return dg.AssetCheckResult(
         passed=not wrong, severity=dg.AssetCheckSeverity.WARN, metadata={"pipelines": _some(wrong)}
     )
@@ -158,17 +157,22 @@ def due_times_are_current(warehouse: dg.ResourceParam[Warehouse]) -> dg.AssetChe
     ]
 )
 def every_partner_answered(
-    context: dg.AssetCheckExecutionContext, landing: dg.ResourceParam[LandingZone]
+    context: dg.AssetCheckExecutionContext,
+    warehouse: dg.ResourceParam[Warehouse],
+    landing: dg.ResourceParam[LandingZone],
 ) -> Iterator[dg.AssetCheckResult]:
-    """Fails the run on a change for the worse, so that partitions turn red; it holds nothing else up."""
+    """Fails the run on a change for the worse, so that partitions turn red; it holds nothing else up.
+
+    Most syncs read a part of the pipelines. What the others could not read still counts, so the ledger is asked.
+    """
     folder, report = _last(context, landing)
-    reasons = by_reason((p.key, p.error or "") for p in report.failed)
+    own = folder is not None and folder.folder.name == context.run.run_id
+    failed = {p.key: p.unreadable for p in ingested_pipelines(warehouse.engine) if p.unreadable}
+    failed |= {p.key: p.error or "" for p in report.failed if own}
+    reasons = by_reason(failed.items())
     shown = {reason: f"{count(len(names), 'pipeline')}: {listed(names)}" for reason, names in reasons.items()}
     (check,) = context.selected_asset_check_keys
-    yield dg.AssetCheckResult(
-        passed=not reasons, metadata={"could not be read": len(report.failed), "reasons": _some(shown)}
-    )
-    own = folder is not None and folder.folder.name == context.run.run_id
+    yield dg.AssetCheckResult(passed=not reasons, metadata={"could not be read": len(failed), "reasons": _some(shown)})
     if own and report.failed:
         red = failed_partitions(context.instance, beside(check.asset_key, RUNS))
         if any(outcome.key not in red for outcome in report.failed):

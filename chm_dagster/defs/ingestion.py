@@ -123,8 +123,8 @@ def ingest_runs(
     if report.failed:
         context.log.error("%s", unreadable(report))
     for outcome in report.pipelines.values():
-        if outcome.warning is not None:
-            context.log.warning("%s: %s", outcome.key, outcome.warning)
+        for warning in outcome.warnings:
+            context.log.warning("%s: %s", outcome.key, warning)
     if by_partition:
         yield from _chosen_partitions(context, report)
     else:

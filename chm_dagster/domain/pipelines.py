@@ -86,7 +86,8 @@ class IngestedPipeline:
     """A pipeline as ingestion sees it: active, of an active client, with an id at its partner.
 
     `synced_through` is the watermark in the partner's time; None: read from the beginning. `sync_failing_since` is the
-    first failed attempt to read it since the last success, `sync_error` the message of the last one.
+    first failed attempt to read it since the last success, `sync_error` the message of the last one, or a warning about
+    the partner's clock if it could be read.
     """
 
     id: UUID
@@ -104,6 +105,16 @@ class IngestedPipeline:
     def key(self) -> str:
         """The Dagster partition key, `client-slug/pipeline-slug`."""
         return f"{self.client_slug}/{self.slug}"
+
+    @property
+    def unreadable(self) -> str | None:
+        """Why it cannot be read; None if it can."""
+        return None if self.sync_failing_since is None else self.sync_error
+
+    @property
+    def clock_warning(self) -> str | None:
+        """How the partner's clock differs from ours, if the pipeline could be read."""
+        return self.sync_error if self.sync_failing_since is None else None
 
 
 MEANING = frozenset({"external_id", "connection", "platform"})

@@ -220,7 +220,7 @@ class PipelineReport:
 
     `error` is set if the partner could not be read to the end, with its kind in `error_code`. `deferred`: the partner
     was not asked, because the pipeline has failed lately or because another sync is reading it. `warning` is about
-    clocks that disagree.
+    clocks that disagree, `unread` about an unfinished run that could not be looked up.
     """
 
     key: str
@@ -234,12 +234,18 @@ class PipelineReport:
     error: str | None = None
     error_code: SyncErrorCode | None = None
     warning: str | None = None
+    unread: str | None = None
     deferred: bool = False
 
     @property
     def accounted_for(self) -> bool:
         """Whether every record that was fetched ended in exactly one outcome."""
         return self.fetched == self.counts.total
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong although the partner was read."""
+        return [text for text in (self.warning, self.unread) if text is not None]
 
     def discard(self) -> None:
         """Reset the counts, because nothing was written."""

@@ -259,7 +259,7 @@ class _Reader:
                 row.error = _REPOINTED
                 continue
             unread = done.unread.get(pipeline.external_id)
-            row.warning = row.warning or unread or found.warning
+            row.warning, row.unread = row.warning or found.warning, row.unread or unread
             self.completed.append(self._complete(pipeline, row, through, done, one_doubt(unread, found.doubt)))
 
     def _complete(

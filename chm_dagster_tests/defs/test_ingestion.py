@@ -283,8 +283,25 @@ def test_news_of_a_partner_starts_a_sync_of_its_connection_at_once(deployment: D
     assert run_requested(deployment, request).success
     assert runs_in(deployment) == 6
     assert {key.to_user_string() for key in request.asset_selection or ()} == set(STEPS)
-    assert request.asset_check_keys == [], "the schedule checks and reports; news must not wait for that"
     assert news_tick(deployment, cursor)[0] == []
+
+
+def test_a_sync_for_news_runs_the_checks_and_forgets_nothing_that_others_could_not_read(deployment: Deployment) -> None:
+    deployment.says(b_fails)
+    scheduled = {check.check_name for check in deployment.sync().get_asset_check_evaluations()}
+    deployment.says(lambda t: one_page(t.external_id, record("r2")))
+    (request,), _, _ = news_tick(deployment)
+    only_a = {**request.run_config["ops"]["ingest_runs"]["config"], "connections": [], "pipelines": ["acme/a"]}
+    request = dg.RunRequest(
+        run_config={"ops": {"ingest_runs": {"config": only_a}}}, asset_selection=request.asset_selection
+    )
+    result = run_requested(deployment, request)
+    assert result.success
+    assert request.asset_check_keys is None, "Dagster then runs the checks of the assets that it selects"
+    assert {check.check_name for check in result.get_asset_check_evaluations()} == scheduled
+    answered = deployment.check(result, "every_partner_answered")
+    assert not answered.passed
+    assert answered.metadata["reasons"].value == {"connection default: credentials refused (401)": "1 pipeline: acme/b"}
 
 
 def test_partners_are_not_asked_while_several_syncs_for_news_are_running(deployment: Deployment) -> None:

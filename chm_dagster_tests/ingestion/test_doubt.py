@@ -13,6 +13,7 @@ import yaml
 from chm_dagster.api.app import create_app
 from chm_dagster.partners.connections import load_partners
 from chm_dagster.serving import serve_in_thread
+from chm_dagster.warehouse.inventory.pipelines import ingested_pipelines
 from chm_dagster.warehouse.named_queries import ask
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.factories import record
@@ -146,9 +147,11 @@ def test_an_unfinished_run_that_cannot_be_read_is_not_taken_for_an_overrunning_o
         stage.records.clear()  # it is over, and no longer in the list
         proxy[0] = True
         report = stage.ingest().pipelines["acme/orders"]
-        assert "an unfinished run could not be read: " in (report.warning or "")
+        assert "an unfinished run could not be read: " in (report.unread or "")
         health, reason = stage.health()
-        assert (health, reason) == ("unknown", report.warning)
+        assert (health, reason) == ("unknown", report.unread)
+        (pipeline,) = ingested_pipelines(engine)
+        assert (pipeline.clock_warning, report.warnings) == (None, [report.unread]), "the partner's clock is right"
         assert len(stage.runs("orders")) == 2
         proxy[0] = False
         stage.add("r2", hours_ago=0.5)
