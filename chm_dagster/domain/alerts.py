@@ -6,7 +6,7 @@ a rule fires until it is over (`chm_dagster.domain.episodes`).
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import TypeAlias
 from uuid import UUID
@@ -94,6 +94,18 @@ class Expectations:
 Gap: TypeAlias = tuple[datetime, datetime]
 
 
+def without(since: datetime, until: datetime, gaps: Sequence[Gap]) -> Iterator[Gap]:
+    """The parts of a time that are in none of the gaps, which are in order."""
+    for begin, end in gaps:
+        if end <= since or begin >= until:
+            continue
+        if begin > since:
+            yield since, begin
+        since = end
+    if since < until:
+        yield since, until
+
+
 class Coverage(msgspec.Struct, frozen=True):
     """Up to when a pipeline's runs are known; None: it was never read.
 
@@ -106,6 +118,16 @@ class Coverage(msgspec.Struct, frozen=True):
     gaps: tuple[Gap, ...] = ()
     gone: bool = False
     stale_at: datetime | None = None
+
+    def known(self, begin: datetime, since: datetime, until: datetime) -> list[Gap]:
+        """The parts of the time from `since` to `until` in which the runs of a pipeline are known.
+
+        `begin` is when its history begins: its first run, or when it was added if that was earlier. What a partner had
+        forgotten by then, nobody knows.
+        """
+        if self.known_through is None:
+            return []
+        return list(without(max(begin, since), min(self.known_through, until), self.gaps))
 
 
 class RunFact(msgspec.Struct, frozen=True, gc=False):

@@ -140,16 +140,11 @@ def _moments(spans: Iterable[Span], stretch: Stretch, closings: Sequence[datetim
 
 def _unknown(pipeline: Expectations, runs: Sequence[RunFact], coverage: Coverage, stretch: Stretch) -> timedelta:
     """For how long nothing is known: before the pipeline existed, while it was not heard, since it was last read."""
-    if coverage.known_through is None or coverage.gone:
+    if coverage.gone:
         return stretch.until - stretch.since
     begin = min([pipeline.created_at, *(run.effective_at for run in runs)])
-    lost = [(stretch.since, begin), *coverage.gaps, (coverage.known_through, stretch.until)]
-    total, reached = timedelta(0), stretch.since
-    for start, end in sorted(lost):
-        start, end = max(start, reached), min(end, stretch.until)
-        if start < end:
-            total, reached = total + (end - start), end
-    return total
+    known = coverage.known(begin, stretch.since, stretch.until)
+    return stretch.until - stretch.since - sum((end - start for start, end in known), timedelta(0))
 
 
 def fault_at(condition: Condition, evidence: Evidence, runs: Mapping[str, RunFact]) -> datetime | None:

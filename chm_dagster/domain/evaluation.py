@@ -261,6 +261,11 @@ def _misses(
             yield span
 
 
+def may_be_lost(slot: datetime, deadline: datetime, gaps: Sequence[Gap]) -> bool:
+    """Whether the report of a run that answered this slot may have been sent while nobody could hear it."""
+    return any(lost < deadline and heard > slot - EARLY for lost, heard in gaps)
+
+
 def _grace(condition: Condition, pipeline: Expectations) -> timedelta:
     if condition.window_minutes is not None:
         return condition.window
@@ -275,7 +280,7 @@ def _missed(
         deadline = slot + grace
         if deadline > known or (after is not None and after <= deadline):
             return None
-        if not any(lost < deadline and heard > slot - EARLY for lost, heard in gaps):
+        if not may_be_lost(slot, deadline, gaps):
             break
         slot = slots.after(slot)
     if slot is None:

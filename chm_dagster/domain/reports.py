@@ -254,7 +254,7 @@ def _day(day: Day, parts: Iterable[tuple[tuple[Tally, float], bool]]) -> DayFigu
 
 
 def _pipeline(one: Service, days: Sequence[Day]) -> PipelineFigures:
-    tally, known = one.tally, one.is_known
+    tally, known, through = one.tally, one.is_known, one.pipeline.coverage.known_through
     return PipelineFigures(
         one.pipeline.slug,
         one.pipeline.name,
@@ -269,8 +269,8 @@ def _pipeline(one: Service, days: Sequence[Day]) -> PipelineFigures:
         sum(incident.seconds for incident in one.incidents),
         _share(one.known_seconds, one.seconds),
         one.unknown,
-        None if one.unknown is None or one.pipeline.known is None else min(one.pipeline.known[1], days[-1].end),
-        None if one.unknown is not Unknown.NEW or one.pipeline.known is None else one.pipeline.known[0],
+        None if one.unknown is None or through is None else min(through, days[-1].end),
+        one.pipeline.known_from if one.unknown is Unknown.NEW else None,
         one.flaky,
         tuple(_day(day, [(one.days[n], one.seconds > 0)]) for n, day in enumerate(days)),
     )

@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from chm_dagster.domain.alerts import Condition, Coverage, Expectations, Gap, RunFact, Span
-from chm_dagster.domain.evaluation import DEFAULT_GRACE, spans_of
+from chm_dagster.domain.alerts import Condition, Coverage, Expectations, Gap, RunFact, Span, without
+from chm_dagster.domain.evaluation import DEFAULT_GRACE, may_be_lost, spans_of
 from chm_dagster.domain.periods import Day
 from chm_dagster.domain.rules import RuleType
 from chm_dagster.domain.runs import RunKind, RunStatus
@@ -22,7 +22,6 @@ from chm_dagster.domain.schedule import slots_of
 
 _LAST_RUNS, _LEAST_RUNS, _LEAST_RECOVERIES, _FLIP_RATE = 30, 10, 2, 0.2
 _DOWN, _CURED = timedelta(days=7), timedelta(days=30)
-_NOTHING = timedelta()
 
 
 class Cause(enum.StrEnum):
@@ -45,6 +44,8 @@ class Unknown(enum.StrEnum):
 
     NEVER_READ = "never_read"
     NOT_READ_SINCE = "not_read_since"
+    NOT_UNDERSTOOD = "not_understood"
+    NOT_HEARD = "not_heard"
     GONE = "gone"
     NOT_YET = "not_yet"
     NEW = "new"
@@ -52,21 +53,22 @@ class Unknown(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Watched:
-    """A pipeline as a report sees it. Its runs are known between the two times of `known`; None: it was never read.
+    """A pipeline as a report sees it. `known_from` is when its history begins, `coverage` what is known of it.
 
-    `reports_itself`: no partner is read, what is known is what its jobs reported. `gone`: its partner no longer knows
-    it. `maintenance` are the windows of maintenance, in order, none overlapping another. A disabled pipeline counts
-    with its runs, and nothing is expected of it.
+    `reports_itself`: no partner is read, what is known is what its jobs reported. `doubted`: what was read after the
+    end of its coverage could not be understood. `maintenance` are the windows of maintenance, in order, none
+    overlapping another. A disabled pipeline counts with its runs, and nothing is expected of it.
     """
 
     slug: str
     name: str
     platform: str
     expectations: Expectations
-    known: Gap | None
+    known_from: datetime
+    coverage: Coverage
     is_active: bool = True
     reports_itself: bool = False
-    gone: bool = False
+    doubted: bool = False
     owner: str | None = None
     maintenance: tuple[Gap, ...] = ()
 
@@ -172,6 +174,7 @@ def service(pipeline: Watched, runs: Sequence[RunFact], days: Sequence[Day], now
                 tally.in_maintenance += 1
             else:
                 tally.count(run)
+    known = pipeline.coverage.known(pipeline.known_from, start, min(end, now))
     spans = _spans(pipeline, before_end, end)
     for due, on_time in _slots(pipeline, before_end, spans[Cause.MISSED], start, end):
         tally = tallies[bisect.bisect_right(starts, due) - 1]
@@ -180,14 +183,14 @@ def service(pipeline: Watched, runs: Sequence[RunFact], days: Sequence[Day], now
     total = Tally()
     for tally in tallies:
         total.add(tally)
-    known = [_overlap(pipeline.known, day.start, day.end, now) for day in days]
+    seconds = [_seconds_within(known, day) for day in days]
     return Service(
         pipeline,
         total,
-        tuple(_incidents(pipeline, spans, before_end, start, end)),
+        tuple(_incidents(pipeline, spans, before_end, start, end, known)),
         (end - start).total_seconds() if pipeline.is_active else 0.0,
-        sum(known) if pipeline.is_active else 0.0,
-        tuple(zip(tallies, known, strict=True)),
+        sum(seconds) if pipeline.is_active else 0.0,
+        tuple(zip(tallies, seconds, strict=True)),
         flakiness(before_end, end),
         _unknown(pipeline, start, end, now),
     )
@@ -198,34 +201,37 @@ def _within(time: datetime, windows: Sequence[Gap]) -> bool:
     return index > 0 and time < windows[index - 1][1]
 
 
-def _overlap(known: Gap | None, start: datetime, end: datetime, now: datetime) -> float:
-    if known is None:
-        return 0.0
-    return max(_NOTHING, min(known[1], end, now) - max(known[0], start)).total_seconds()
+def _seconds_within(known: Iterable[Gap], day: Day) -> float:
+    parts = ((max(since, day.start), min(until, day.end)) for since, until in known)
+    return sum((until - since).total_seconds() for since, until in parts if since < until)
 
 
 def _unknown(pipeline: Watched, start: datetime, end: datetime, now: datetime) -> Unknown | None:
     """Why a part of the period is not known; the most telling reason."""
     if not pipeline.is_active:
         return None
-    if pipeline.known is None:
-        return Unknown.GONE if pipeline.gone else Unknown.NEVER_READ
-    if pipeline.known[1] < min(end, now):
-        return Unknown.GONE if pipeline.gone else Unknown.NOT_READ_SINCE
+    through, begin = pipeline.coverage.known_through, max(pipeline.known_from, start)
+    if through is None or through < min(end, now):
+        if pipeline.coverage.gone:
+            return Unknown.GONE
+        if pipeline.doubted:
+            return Unknown.NOT_UNDERSTOOD
+        return Unknown.NEVER_READ if through is None else Unknown.NOT_READ_SINCE
     if now < end:
         return Unknown.NOT_YET
-    return Unknown.NEW if pipeline.known[0] > start else None
+    if any(lost < end and heard > begin for lost, heard in pipeline.coverage.gaps):
+        return Unknown.NOT_HEARD
+    return Unknown.NEW if begin > start else None
 
 
 # --- incidents -------------------------------------------------------------------------------------------------------
 
 
 def _spans(pipeline: Watched, runs: Sequence[RunFact], end: datetime) -> dict[Cause, list[Span]]:
-    known = pipeline.known
-    coverage = Coverage(None if known is None else min(known[1], end))
+    # What was known of a pipeline before its partner forgot it is known all the same.
+    through = pipeline.coverage.known_through
+    coverage = Coverage(None if through is None else min(through, end), pipeline.coverage.gaps)
     expected = pipeline.expectations
-    if known is not None:
-        expected = dataclasses.replace(expected, created_at=max(expected.created_at, known[0]))
     if not pipeline.is_active:
         expected = dataclasses.replace(expected, schedule_cron=None, max_runtime_minutes=None)
     # What failed or overran in maintenance is no incident. A success in maintenance ends one.
@@ -240,9 +246,14 @@ def _in_maintenance(run: RunFact, pipeline: Watched) -> bool:
 
 
 def _incidents(
-    pipeline: Watched, spans: dict[Cause, list[Span]], runs: Sequence[RunFact], start: datetime, end: datetime
+    pipeline: Watched,
+    spans: dict[Cause, list[Span]],
+    runs: Sequence[RunFact],
+    start: datetime,
+    end: datetime,
+    known: Sequence[Gap],
 ) -> Iterator[Incident]:
-    through = None if pipeline.known is None else min(pipeline.known[1], end)
+    through = known[-1][1] if known else None
     failed = sorted(
         run.settled_at
         for run in runs
@@ -251,11 +262,11 @@ def _incidents(
     for cause, found in spans.items():
         for span in found:
             until = None if span.until is None or span.until >= end else span.until
-            # How it went on after the pipeline was last read is not known.
+            # How it went on after the pipeline was last seen is not known.
             reach = until or max(through or span.since, span.since)
             if span.since >= end or reach < start or _is_excused(span, pipeline.maintenance):
                 continue
-            outside = list(_without(span.since, reach, pipeline.maintenance))
+            outside = list(without(span.since, reach, pipeline.maintenance))
             if outside and outside[-1][1] <= start and span.since < start:
                 continue
             if not outside and (span.since < start or _within(span.since, pipeline.maintenance)):
@@ -282,40 +293,32 @@ def _is_excused(span: Span, windows: Sequence[Gap]) -> bool:
     return slot is not None and span.evidence.count == 1 and _within(slot, windows)
 
 
-def _without(since: datetime, until: datetime, windows: Sequence[Gap]) -> Iterator[Gap]:
-    """The parts of a time that are in none of the windows."""
-    for begin, end in windows:
-        if end <= since or begin >= until:
-            continue
-        if begin > since:
-            yield since, begin
-        since = end
-    if since < until:
-        yield since, until
-
-
 # --- what was on time ------------------------------------------------------------------------------------------------
 
 
 def _slots(
     pipeline: Watched, runs: Sequence[RunFact], missed: Sequence[Span], start: datetime, end: datetime
 ) -> Iterator[tuple[datetime, bool]]:
-    """The slots whose grace time ended in the period, by that time, and whether a run had come by then."""
-    expected = pipeline.expectations
-    if not pipeline.is_active or expected.schedule_cron is None or pipeline.known is None:
+    """The slots whose grace time ended in the period, by that time, and whether a run had come by then.
+
+    Without those of maintenance, and those whose runs may have come without being heard.
+    """
+    expected, known_through = pipeline.expectations, pipeline.coverage.known_through
+    if not pipeline.is_active or expected.schedule_cron is None or known_through is None:
         return
     slots = slots_of(expected.schedule_cron, expected.schedule_timezone)
     grace = DEFAULT_GRACE if expected.grace_minutes is None else timedelta(minutes=expected.grace_minutes)
-    through = min(pipeline.known[1], end)
+    through = min(known_through, end)
     floor = expected.schedule_changed_at or min(
-        [max(expected.created_at, pipeline.known[0]), *(r.effective_at for r in runs if r.kind is not RunKind.BACKFILL)]
+        [expected.created_at, *(r.effective_at for r in runs if r.kind is not RunKind.BACKFILL)]
     )
     slot = slots.after(max(floor, start - grace - timedelta.resolution))
     place = 0
     while slot is not None and (deadline := slot + grace) < end and deadline <= through:
         while place < len(missed) and (until := missed[place].until) is not None and until <= deadline:
             place += 1
-        if not (_within(slot, pipeline.maintenance) or _within(deadline, pipeline.maintenance)):
+        is_excused = _within(slot, pipeline.maintenance) or _within(deadline, pipeline.maintenance)
+        if not (is_excused or may_be_lost(slot, deadline, pipeline.coverage.gaps)):
             yield deadline, not (place < len(missed) and missed[place].since <= deadline)
         slot = slots.after(slot)
 

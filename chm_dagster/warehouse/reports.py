@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -11,22 +11,19 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from chm_dagster.domain.alerts import Expectations, Gap, RunFact
+from chm_dagster.domain.alerts import Gap, RunFact
 from chm_dagster.domain.maintenance import times_of
 from chm_dagster.domain.pipelines import PUSHED
 from chm_dagster.domain.reports import Issued, bounded
-from chm_dagster.domain.runs import RunKind, RunStatus
 from chm_dagster.domain.service import Watched
-from chm_dagster.domain.sync import SyncErrorCode
-from chm_dagster.warehouse.alerts import Evaluation
+from chm_dagster.warehouse.alerts import Evaluation, coverage_of, expectations_of, fact_of
+from chm_dagster.warehouse.api_uptime import api_gaps
 from chm_dagster.warehouse.engine import Engine, database_errors
 from chm_dagster.warehouse.inventory.references import Ref, select_client, unknown_client
 from chm_dagster.warehouse.tables import clients
 
 BATCH = 200
 """Pipelines whose runs are in memory at a time."""
-_DELAY = timedelta(minutes=5)
-"""Partners show runs with a delay: runs are known up to this long before a complete sync began."""
 _SENDING = "hashtextextended('chm/reports/sending', 0)"
 
 _PIPELINES = sa.text("""
@@ -114,8 +111,9 @@ class ReportSource:
 
     def pipelines(self, client: UUID, start: datetime, end: datetime, now: datetime) -> list[tuple[UUID, Watched]]:
         """The client's pipelines in production, with their windows of maintenance in a time span."""
+        gaps = tuple(api_gaps(self.connection, start))
         return [
-            (row.id, _watched(row, now, times_of([*row.maintenance, *row.of_client], start, end)))
+            (row.id, _watched(row, now, gaps, times_of([*row.maintenance, *row.of_client], start, end)))
             for row in self.connection.execute(_PIPELINES, {"client": client})
         ]
 
@@ -127,9 +125,8 @@ class ReportSource:
         """The runs of these pipelines in a time span, and those before it that say what was open at its start."""
         found: dict[UUID, list[RunFact]] = {id_: [] for id_ in ids}
         wanted = {"ids": list(ids), "since": since, "until": until}
-        for pipeline, run, status, effective, started, finished, kind, retry in self.connection.execute(_RUNS, wanted):
-            why = None if kind is None else RunKind(kind)
-            found[pipeline].append(RunFact(run, RunStatus(status), effective, started, finished, why, retry))
+        for pipeline, *run in self.connection.execute(_RUNS, wanted):
+            found[pipeline].append(fact_of(*run))
         return found
 
     def errors(self, runs: Iterable[tuple[UUID, str]], now: datetime) -> dict[tuple[UUID, str], tuple[str, str | None]]:
@@ -186,39 +183,19 @@ def _issues(reports: Mapping[str, Any]) -> dict[str, Issued]:
     return {period: msgspec.convert(kept, Issued) for period, kept in reports.items()}
 
 
-def _watched(row: Any, now: datetime, maintenance: tuple[Gap, ...]) -> Watched:
-    expectations = Expectations(
-        row.id,
-        row.created_at,
-        row.schedule_cron,
-        row.schedule_timezone,
-        row.grace_minutes,
-        row.max_runtime_minutes,
-        row.schedule_changed_at,
-    )
-    reports_itself = row.external_id is None or (row.connection or "").startswith(PUSHED)
+def _watched(row: Any, now: datetime, gaps: tuple[Gap, ...], maintenance: tuple[Gap, ...]) -> Watched:
+    coverage = coverage_of(row, now, gaps)
     return Watched(
         row.slug,
         row.name,
         row.platform,
-        expectations,
-        _known(row, reports_itself, now),
+        expectations_of(row),
+        # The first sync reads all the history that a partner has.
+        row.created_at if row.first_run_at is None else min(row.created_at, row.first_run_at),
+        coverage,
         row.is_watched,
-        reports_itself,
-        row.sync_error_code == SyncErrorCode.NOT_AT_PARTNER,
+        row.external_id is None or (row.connection or "").startswith(PUSHED),
+        row.doubt_since is not None and coverage.known_through == row.doubt_since,
         row.owner,
         maintenance,
     )
-
-
-def _known(row: Any, reports_itself: bool, now: datetime) -> Gap | None:
-    """From when to when the runs of a pipeline are known.
-
-    The first sync reads all the history that a partner has, so they are known from the first run that it gave, or from
-    the time at which the pipeline was added if that was earlier. Before, nobody knows what the partner had forgotten.
-    """
-    through = now if reports_itself else row.observed_through and min(row.observed_through - _DELAY, now)
-    if through is None:
-        return None
-    begin = row.created_at if row.first_run_at is None else min(row.created_at, row.first_run_at)
-    return (begin, through) if begin < through else None

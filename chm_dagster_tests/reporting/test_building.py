@@ -1,15 +1,21 @@
 """Reports from a real ledger: what is read, what is known, and that the same ledger gives the same bytes."""
 
+import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from chm_dagster.alerting.backtesting import back_test
+from chm_dagster.domain.alerts import Gap
+from chm_dagster.domain.backtests import BackTestRequest
 from chm_dagster.domain.reports import Report
 from chm_dagster.domain.runs import RunStatus
 from chm_dagster.domain.service import Cause, Unknown, flakiness
 from chm_dagster.errors import Busy, InputError, NotFound
+from chm_dagster.presentation.report.content import content
 from chm_dagster.reporting import FORMATS, Built, build, issue_report
 from chm_dagster.warehouse.engine import make_engine
 from chm_dagster.warehouse.reports import report_source, sending
@@ -91,6 +97,61 @@ def test_a_pipeline_that_reports_itself_is_known_without_a_sync(acme: Office) ->
     acme.runs(pipeline, daily(3))
     backup = next(one for one in reported(acme).pipelines if one.slug == "backup")
     assert (backup.coverage, backup.reports_itself, backup.success_rate) == (1.0, True, 1.0)
+
+
+def test_a_report_is_not_known_where_records_could_not_be_understood(acme: Office) -> None:
+    acme.set("pipelines", acme.warehouse.pipelines.get("acme/orders").id, doubt="1 rejected", doubt_since=at(19))
+    orders = next(one for one in reported(acme).pipelines if one.slug == "orders")
+    assert (orders.unknown, orders.known_through) == (Unknown.NOT_UNDERSTOOD, at(19))
+    assert orders.coverage == round((3 * 24 + 1) / (7 * 24), 6)
+
+
+# What the ledger knows of the pipeline, and the hours of the week that are unknown. The week begins at at(16).
+SIGHTS: dict[str, tuple[bool, dict[str, Any], Sequence[Gap], float]] = {
+    "pulled": (False, {"observed_through": at(25)}, [], 0),
+    "pulled, and the API was down": (False, {"observed_through": at(25)}, [(at(18), at(19))], 0),
+    "pushed": (True, {}, [], 0),
+    "pushed, read long ago": (True, {"observed_through": at(17)}, [], 0),
+    "pushed, an outage within the week": (True, {}, [(at(18), at(18, 6))], 6),
+    "pushed, outages around the week": (True, {}, [(at(15, 20), at(16, 1)), (at(22, 21), at(25))], 4),
+    "pushed, outages before and after": (True, {}, [(at(14), at(16)), (at(23), at(24))], 0),
+    "pushed, added in mid-week": (True, {"created_at": at(18)}, [], 48),
+    "pushed, added in mid-week after an outage": (True, {"created_at": at(18)}, [(at(17), at(19))], 72),
+    "never read": (False, {"observed_through": None}, [], 168),
+    "read until the middle of the week": (False, {"observed_through": at(20)}, [], 72 + 5 / 60),
+    "known until the middle of the week": (False, {"observed_through": at(25), "known_through": at(19, 12)}, [], 84),
+    "not understood from the middle on": (False, {"observed_through": at(25), "doubt_since": at(20)}, [], 72),
+    "pulled, added in mid-week": (False, {"observed_through": at(25), "created_at": at(18)}, [], 48),
+}
+
+
+@pytest.mark.parametrize(("pushed", "fields", "gaps", "hours"), SIGHTS.values(), ids=SIGHTS)
+def test_a_report_knows_of_a_week_what_a_back_test_knows(
+    office: Office, pushed: bool, fields: dict[str, Any], gaps: Sequence[Gap], hours: float
+) -> None:
+    pipeline = office.pipeline("acme/orders", pushed=pushed)
+    doubt = {"doubt": "1 rejected"} if "doubt_since" in fields else {}
+    office.set("pipelines", pipeline, **{"created_at": ADDED, **doubt, **fields})
+    outages = json.dumps([{"lost": lost.isoformat(), "heard": again.isoformat()} for lost, again in gaps])
+    office.acme(api_gaps=outages)
+    found = reported(office).figures
+    assert found.coverage == pytest.approx(1 - hours / 168, abs=1e-5)
+    end = at(23)
+    tested = back_test(office.warehouse, BackTestRequest.read({"rule_type": "on_failure", "days": 7}), end)
+    assert (tested.since, tested.until) == (at(16), end)
+    assert tested.unknown_share == pytest.approx(1 - found.coverage, abs=1e-4)
+    assert found.is_known == (hours == 0)
+
+
+def test_a_week_of_heartbeats_with_an_outage_is_unknown_and_not_a_hundred_percent(office: Office) -> None:
+    pipeline = office.pipeline("acme/backup", pushed=True, schedule_cron="0 3 * * *", schedule_timezone="UTC")
+    office.set("pipelines", pipeline, created_at=ADDED)
+    office.runs(pipeline, [one for one in daily(3) if one.effective_at != at(18, 3)])
+    assert reported(office).figures.incidents == 1, "a heartbeat is missing"
+    office.acme(api_gaps=json.dumps([{"lost": at(18, 2).isoformat(), "heard": at(18, 4).isoformat()}]))
+    found = reported(office)
+    assert (found.figures.success_rate, found.figures.on_time_rate, found.figures.incidents) == (None, None, 0)
+    assert content(found).notes[0] == ("Not known", "Backup, not heard while CHM's API was down.")
 
 
 def test_history_from_before_a_pipeline_was_added_is_known(office: Office) -> None:

@@ -1,5 +1,6 @@
 """The figures of a report: tables of cases."""
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from datetime import UTC, datetime, time, timedelta
@@ -9,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from chm_dagster.domain.alerts import Expectations, Gap, RunFact
+from chm_dagster.domain.alerts import Coverage, Expectations, Gap, RunFact
 from chm_dagster.domain.periods import Period
 from chm_dagster.domain.reports import Change, Figures, Report, issue, report, revised
 from chm_dagster.domain.runs import RunKind, RunStatus
@@ -34,12 +35,14 @@ def run(start: datetime, status: RunStatus = S, minutes: float = 10, **changes: 
 
 
 def watched(slug: str = "orders", **changes: Any) -> Watched:
-    cron = changes.pop("cron", None)
-    expected = Expectations(UUID(int=1), ADDED, cron, changes.pop("zone", None), changes.pop("grace", None))
-    if (limit := changes.pop("limit", None)) is not None:
-        expected = Expectations(UUID(int=1), ADDED, max_runtime_minutes=limit)
-    fields: dict[str, Any] = {"known": (ADDED, NOW), **changes}
-    return Watched(slug, slug.title(), "airflow", expected, **fields)
+    """A pipeline that was added and read at the two times of `known`; None: it was never read."""
+    known, limit = changes.pop("known", (ADDED, NOW)), changes.pop("limit", None)
+    added, through = known or (ADDED, None)
+    expected = Expectations(
+        UUID(int=1), added, changes.pop("cron", None), changes.pop("zone", None), changes.pop("grace", None), limit
+    )
+    coverage = Coverage(through, changes.pop("gaps", ()), changes.pop("gone", False))
+    return Watched(slug, slug.title(), "airflow", expected, added, coverage, **changes)
 
 
 def made(
@@ -140,6 +143,11 @@ def test_one_blind_pipeline_among_many_takes_the_hundred_percent_from_all() -> N
         (watched(known=(ADDED, at(20))), NOW, Unknown.NOT_READ_SINCE),
         (watched(known=(ADDED, at(20)), gone=True), NOW, Unknown.GONE),
         (watched(known=(at(18), NOW)), NOW, Unknown.NEW),
+        (watched(known=(ADDED, at(20)), doubted=True), NOW, Unknown.NOT_UNDERSTOOD),
+        (watched(gaps=((at(19), at(20)),)), NOW, Unknown.NOT_HEARD),
+        (watched(gaps=((at(19), at(20)),), known=(at(18), NOW)), NOW, Unknown.NOT_HEARD),
+        (watched(gaps=((at(17), at(18)),), known=(at(18), NOW)), NOW, Unknown.NEW),
+        (watched(gaps=((at(14), at(16)), (at(23), at(24)))), NOW, None),
         (watched(known=(ADDED, at(20))), at(20), Unknown.NOT_YET),
         (watched(), NOW, None),
         (watched(known=None, is_active=False), NOW, None),
@@ -203,7 +211,7 @@ def test_a_slot_counts_in_the_period_in_which_its_grace_time_ends() -> None:
 
 def test_before_the_schedule_was_set_nothing_was_due() -> None:
     expected = Expectations(UUID(int=1), ADDED, "0 3 * * *", schedule_changed_at=at(20))
-    found = figures(Watched("orders", "Orders", "airflow", expected, (ADDED, NOW)))
+    found = figures(dataclasses.replace(watched(), expectations=expected))
     assert (found.slots, found.on_time) == (3, 0)
 
 
@@ -230,6 +238,39 @@ def test_a_nightly_pipeline_has_seven_slots_also_when_clocks_change(week: str, m
     kept = [one for one in runs if one.effective_at.astimezone(BERLIN).day != missing]
     found = figures(nightly, *kept, period=period, zone="Europe/Berlin", now=datetime(2026, 12, 1, tzinfo=UTC))
     assert (found.slots, found.on_time, found.incidents) == (7, 6, 1)
+
+
+# --- while nobody could be heard ---------------------------------------------------------------------------------------
+
+
+def test_what_was_due_while_the_api_was_down_is_neither_on_time_nor_missed() -> None:
+    deaf = watched(cron="0 3 * * *", gaps=((at(17, 2), at(17, 4)), (at(19, 3.1), at(19, 3.2))))
+    missing = [one for one in daily(3) if one.effective_at not in (at(17, 3), at(19, 3), at(21, 3))]
+    found = figures(deaf, *missing)
+    assert (found.slots, found.on_time, found.incidents) == (5, 4, 1)
+    assert figures(watched(cron="0 3 * * *"), *missing).incidents == 3, "without the outages, they are missed"
+    all_well = figures(deaf, *daily(3))
+    assert (all_well.slots, all_well.on_time, all_well.on_time_rate, all_well.success_rate) == (5, 5, None, None)
+    assert all_well.coverage == round(1 - 2.1 / (7 * 24), 6)
+
+
+def test_the_end_of_a_long_run_that_may_not_have_been_heard_is_no_incident() -> None:
+    endless = [run(at(17, 1), RunStatus.RUNNING)]
+    assert made((watched(limit=60), endless)).incidents != ()
+    assert made((watched(limit=60, gaps=((at(17, 1.5), at(17, 1.7)),)), endless)).incidents == ()
+
+
+def test_an_incident_that_could_not_be_heard_to_the_end_of_the_week_is_not_known_to_be_open() -> None:
+    deaf = watched(gaps=((at(22, 20), at(23, 5)),))
+    [incident] = made((deaf, [run(at(17, 1), F, minutes=0)])).incidents
+    assert (incident.end, incident.is_open, incident.seconds) == (None, False, (5 * 24 + 19) * 3600)
+    [incident] = made((watched(), [run(at(17, 1), F, minutes=0)])).incidents
+    assert incident.is_open
+
+
+def test_a_day_is_known_but_for_the_outages_in_it() -> None:
+    deaf = watched(gaps=((at(17, 6), at(17, 12)), (at(17, 18), at(18, 6)), (at(30), at(30, 1))))
+    assert [day.coverage for day in made((deaf, [])).days] == [1.0, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
 
 
 # --- incidents ---------------------------------------------------------------------------------------------------------
@@ -396,8 +437,7 @@ def test_a_change_that_moves_no_figure_is_a_revision_too() -> None:
 
 def test_a_new_name_is_no_revision() -> None:
     first = revised(made((watched(), daily(3))), None)
-    expected = watched().expectations
-    renamed = Watched("orders", "Orders, renamed", "airflow", expected, (ADDED, NOW))
+    renamed = dataclasses.replace(watched(), name="Orders, renamed")
     assert revised(made((renamed, daily(3))), issue(first)).revision == 1
 
 

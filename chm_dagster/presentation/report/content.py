@@ -338,6 +338,8 @@ def _more_pipelines(rest: Sequence[PipelineFigures]) -> str:
 _REASONS: Mapping[Unknown, str] = {
     Unknown.NEVER_READ: "could never be read",
     Unknown.NOT_READ_SINCE: "not read since {through}",
+    Unknown.NOT_UNDERSTOOD: "what it sent since {through} is not understood",
+    Unknown.NOT_HEARD: "not heard while CHM's API was down",
     Unknown.GONE: "not known to its partner any more",
     Unknown.NEW: "monitored since {start}",
     Unknown.NOT_YET: "",
