@@ -17,6 +17,7 @@ from chm_dagster.board import pages
 from chm_dagster.board.answers import Reading
 from chm_dagster.board.filters import Filters
 from chm_dagster.board.html import STATIC, render
+from chm_dagster.board.rule_test import FIELDS, rule_test
 from chm_dagster.errors import DatabaseUnavailable, InputError, NotFound
 from chm_dagster.presentation.columns import freshness
 from chm_dagster.reporting import FORMATS, build
@@ -68,8 +69,8 @@ def login_path(path: str, query: str) -> str:
 _Facts = Callable[[Reading, Filters], dict[str, Any]]
 
 
-def _page(request: Request, name: str, title: str, facts: _Facts) -> Response:
-    """A page, or one that says why there is none."""
+def _page(request: Request, name: str, title: str, facts: _Facts, own: frozenset[str] = frozenset()) -> Response:
+    """A page, or one that says why there is none. `own` are the parameters of its address that are no filters."""
     now = datetime.now(UTC)
     base = {
         "page": name,
@@ -79,7 +80,7 @@ def _page(request: Request, name: str, title: str, facts: _Facts) -> Response:
         "has_login": request.app.state.sessions is not None,
     }
     try:
-        filters = Filters.read(request.query_params)
+        filters = Filters.read({k: v for k, v in request.query_params.items() if k not in own})
         reading = Reading(request.app.state.answers, now)
         found = facts(reading, filters)
         synced = freshness(reading.rows("connections", client_slug=None, environment=None), reading.as_of)
@@ -88,7 +89,7 @@ def _page(request: Request, name: str, title: str, facts: _Facts) -> Response:
     about_then = filters.at is not None and name in pages.TIMED
     base |= {"now": filters.at if about_then else now, "about_then": about_then}
     whole = {**base, "title": title, "filters": filters, "freshness": synced, "as_of": reading.as_of, **found}
-    return HTMLResponse(render(f"{name}.html", **whole), headers=_HEADERS)
+    return HTMLResponse(render(f"{name}.html", **whole), 400 if found.get("problem") else 200, headers=_HEADERS)
 
 
 def _refusal(error: Exception, base: Mapping[str, Any]) -> Response:
@@ -146,7 +147,26 @@ def pipeline(request: Request, client: str, pipeline: str) -> Response:
 @router.get("/clients/{client}/{pipeline}/run")
 def run(request: Request, client: str, pipeline: str, id: str = "") -> Response:
     """A run."""
-    return _page(request, "run", "Run", lambda reading, filters: pages.run(reading, filters, client, pipeline, id))
+    return _page(
+        request,
+        "run",
+        "Run",
+        lambda reading, filters: pages.run(reading, filters, client, pipeline, id),
+        own=frozenset({"id"}),
+    )
+
+
+@router.get("/rules/{rule}/test")
+def test(request: Request, rule: str) -> Response:
+    """A back-test of a rule."""
+    sent = {name: value for name, value in request.query_params.items() if name in FIELDS}
+    return _page(
+        request,
+        "rule_test",
+        "Back-test",
+        lambda reading, filters: rule_test(reading, filters, rule, sent),
+        own=FIELDS,
+    )
 
 
 @router.get("/reports/{client}/{period}")

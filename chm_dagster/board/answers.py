@@ -88,14 +88,15 @@ class Reading:
 
     def rows(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
         """All rows of a named query. Raises InputError, DatabaseUnavailable."""
-        return self._find((query, *sorted(parameters.items())), lambda: self.warehouse.ask(query, **parameters))
+        return self.find((query, *sorted(parameters.items())), lambda: self.warehouse.ask(query, **parameters))
 
     def excerpt(self, query: str, *, first: int, where: dict[str, str | None], **more: Any) -> Excerpt:
         """Some rows of a named query, as `Warehouse.excerpt`. Raises InputError, DatabaseUnavailable."""
         key = (query, first, *sorted(where.items(), key=str), *sorted(more.items(), key=str))
-        return self._find(key, lambda: self.warehouse.excerpt(query, first=first, where=where, **more))
+        return self.find(key, lambda: self.warehouse.excerpt(query, first=first, where=where, **more))
 
-    def _find(self, key: Hashable, compute: Callable[[], T]) -> T:
+    def find(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """The answer of this key: a kept one, or what `compute` returns. Raises what it raises."""
         value, read_at = self._answers.find(key, compute)
         self.as_of = min(self.as_of, read_at)
         return value

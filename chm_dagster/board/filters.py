@@ -41,7 +41,7 @@ class Filters:
     @classmethod
     def read(cls, query: Mapping[str, str]) -> "Filters":
         """The filters of a query string; an empty value is none. Raises InputError, also for an unknown name."""
-        given = {name: value for name, value in query.items() if value and name not in _OF_PAGES}
+        given = {name: value for name, value in query.items() if value}
         for name in given:
             if name not in _NAMES:
                 raise InputError(shown(name), f"unknown filter; {did_you_mean(name, _NAMES) or _KNOWN}")
@@ -64,7 +64,7 @@ class Filters:
             given.get("health"),
             given.get("change"),
             given.get("q"),
-            _number(given.get("from")),
+            whole_number(given.get("from", "0"), "from"),
             given.get("platform"),
             int(given.get("days", "7")),
             given.get("error"),
@@ -105,18 +105,17 @@ class Filters:
         return {"client_slug": self.client, "environment": self.environment}
 
 
-_OF_PAGES = frozenset({"id"})
-"""What names a page's subject and is no filter."""
 _PARAMETERS = {"text": "q", "skip": "from"}
 _NAMES = ("client", "environment", "health", "change", "q", "from", "platform", "days", "error", "at")
 _KNOWN = f"there are {', '.join(_NAMES)}"
 
 
-def _number(text: str | None) -> int:
-    if text is None:
-        return 0
-    if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > INT_MAX:
-        raise InputError("from", "must be a whole number, not negative")
+def whole_number(text: str, field: str) -> int:
+    """A number of an address. Raises InputError."""
+    if not (text.isascii() and text.isdigit()):
+        raise InputError(field, "must be a whole number, not negative")
+    if len(text) > 10 or int(text) > INT_MAX:
+        raise InputError(field, f"must be a whole number of at most {INT_MAX:,}")
     return int(text)
 
 

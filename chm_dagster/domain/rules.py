@@ -47,6 +47,11 @@ _PARAMETERS: Mapping[RuleType, Mapping[str, bool | None]] = {
 }
 
 
+def parameters_of(kind: RuleType) -> tuple[str, ...]:
+    """The parameters that a rule of this type may have."""
+    return tuple(name for name, needed in _PARAMETERS[kind].items() if needed is not False)
+
+
 def _without_secret(text: str) -> str:
     if redact(text) != text:
         raise refusal("holds a secret; send a channel, an address or the name of an endpoint instead")

@@ -16,6 +16,7 @@ from chm_dagster_tests.conftest import PLAIN_HTTP
 from chm_dagster_tests.contracts.histories import watch
 
 TOKEN = "a-token-of-the-tests"
+RULE = "/rules/01900000-0000-7000-8000-000000000001/test"
 RUN = "/clients/acme/orders/run?id=run-11"
 PAGES = (
     *(
@@ -34,6 +35,8 @@ PAGES = (
         "/clients/acme",
         "/clients/acme/orders",
         RUN,
+        RULE,
+        f"{RULE}?threshold=1&days=90",
     ),
     *(
         "/pipelines?health=paused",
@@ -44,6 +47,7 @@ PAGES = (
         "/?at=2999-01-01",
         "/nowhere-in-particular/../clients/none",
         "/?x=1",
+        f"{RULE}?threshold=x",
     ),
 )
 """Every page, also those that say why there is nothing to show."""
@@ -74,7 +78,7 @@ def board(warehouse: Warehouse) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def busy(engine: Engine) -> Engine:
-    """Clients in every state of health."""
+    """Clients in every state of health, and a rule."""
     watch(engine, "SSSFSSSFSSSF", "orders", "Acme")
     watch(engine, "SSS", "stock", "Acme")
     watch(engine, "SSR", "sales", "Bolt")
@@ -90,6 +94,13 @@ def busy(engine: Engine) -> Engine:
             sa.text(
                 "DELETE FROM runs WHERE effective_at >= (SELECT due_at - interval '1 hour' FROM pipelines WHERE slug = 'stock') AND pipeline_id = (SELECT id FROM pipelines WHERE slug = 'stock')"
             )
+        )
+        connection.execute(
+            sa.text(
+                "INSERT INTO alert_rules (id, client_id, rule_type, threshold, channel, destination)"
+                " SELECT :id, id, 'consecutive_failures', 2, 'slack', '#data' FROM clients WHERE slug = 'acme'"
+            ),
+            {"id": RULE.split("/")[2]},
         )
     return engine
 

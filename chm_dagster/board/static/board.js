@@ -53,6 +53,7 @@
   }
 
   times(document);
-  if (!document.body.dataset.still) setInterval(refresh, EVERY);
+  if ("still" in document.body.dataset) return;
+  setInterval(refresh, EVERY);
   document.addEventListener("visibilitychange", () => { if (new Date() - updated > EVERY) refresh(); });
 })();

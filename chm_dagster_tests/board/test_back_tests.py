@@ -1,0 +1,129 @@
+"""Back-tests of rules on the board: the same answers as those of the API, with a form beside them."""
+
+import re
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from chm_dagster.domain.rules import AlertRule
+from chm_dagster.warehouse.engine import Engine
+from chm_dagster.warehouse.warehouse import Warehouse
+from chm_dagster_tests.board.test_pages import Links, page, words
+from chm_dagster_tests.contracts.histories import watch
+
+ORDERS = "SFSFFSFFFSSFSFF"
+"""Failures in a row: 1, 2, 3, 1, 2; the last two go on."""
+
+
+@pytest.fixture
+def rule(warehouse: Warehouse, engine: Engine) -> AlertRule:
+    """Two failures in a row, of a client with two pipelines; another client's fail as well."""
+    watch(engine, ORDERS, "orders", "Acme")
+    watch(engine, "SSSFFS", "stock", "Acme")
+    watch(engine, "FFFF", "sales", "Bolt")
+    return warehouse.rules.create(
+        {
+            "client_id": "acme",
+            "rule_type": "consecutive_failures",
+            "threshold": 2,
+            "channel": "slack",
+            "destination": "#d",
+        }
+    )
+
+
+def address(rule: AlertRule, query: str = "") -> str:
+    return f"/rules/{rule.id}/test{query}"
+
+
+def tiles(text: str) -> list[str]:
+    return [words(tile) for tile in re.findall(r'<a class="tile".*?</a>', text)]
+
+
+def test_the_page_of_rules_links_to_a_back_test_of_each(board: httpx.Client, rule: AlertRule) -> None:
+    text = page(board, "/rules")
+    assert address(rule) in Links(text).hrefs
+    assert 'aria-label="Back-test acme: 2 failures in a row"' in text
+
+
+def test_the_page_shows_what_the_api_answers(board: httpx.Client, rule: AlertRule) -> None:
+    answer = board.post(f"/api/v1/alert_rules/{rule.id}/test", json={"days": 30}).json()
+    assert (answer["episodes"], answer["pipelines"], answer["still_open"]) == (4, 2, 1)
+    text = page(board, address(rule))
+    assert tiles(text)[:3] == [
+        "4 episodes, 1 still open",
+        f"{answer['messages']} messages",
+        f"{answer['short_episodes']} over within 15 min",
+    ]
+    assert f"{answer['unknown_share']:.1%} of the time nothing is known" in tiles(text)
+    shown = words(text)
+    assert "Back-test: 2 failures in a row" in shown
+    assert "acme / orders 3" in shown
+    assert "2 active pipelines of acme" in shown
+    assert all(sentence in shown for sentence in answer["not_considered"])
+    assert "bolt" not in shown
+    episodes = text[text.index('<h2 id="episodes">') : text.index('<h2 id="noisiest">')]
+    assert re.findall(r'href="/clients/acme/(\w+)"', episodes) == [
+        one["pipeline"].removeprefix("acme/") for one in answer["latest"]
+    ]
+
+
+def test_other_parameters_are_compared_with_the_rule_as_it_is(board: httpx.Client, rule: AlertRule) -> None:
+    text = page(board, address(rule, "?threshold=3&days=7"))
+    shown = words(text)
+    assert "Back-test: 3 failures in a row" in shown
+    assert "as it is: 2 failures in a row 4 " in shown
+    assert "as tested: 3 failures in a row 1 " in shown
+    assert "0 episodes would be new: the rule as it is was silent at those times. 3 episodes would be gone." in shown
+    assert {address(rule), address(rule, "?days=7")} <= set(Links(text).hrefs)
+    assert "Compared with" not in page(board, address(rule, "?threshold=2&days=7"))
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "issue"),
+    [
+        ("?days=91", "days", "must be at most 90"),
+        ("?days=0", "days", "must be at least 1"),
+        ("?days=-1", "days", "must be a whole number, not negative"),
+        ("?days=lunch&threshold=3", "days", "must be a whole number, not negative"),
+        ("?threshold=99999999999", "threshold", "must be a whole number of at most 2,147,483,647"),
+        ("?window_minutes=5", "window_minutes", "has no meaning for a rule of type consecutive_failures"),
+    ],
+)
+def test_a_value_that_is_refused_is_named_beside_the_form(
+    board: httpx.Client, rule: AlertRule, query: str, field: str, issue: str
+) -> None:
+    text = page(board, address(rule, query), 400)
+    (alert,) = re.findall(r'<p id="problem" role="alert">(.*?)</p>', text)
+    assert alert.startswith(f"{field}: {issue}")
+    inputs = {attributes.get("name"): attributes for tag, attributes in Links(text).tags if tag == "input"}
+    assert [name for name, attributes in inputs.items() if "aria-invalid" in attributes] == (
+        [field] if field in inputs else []
+    )
+    assert tiles(text) == []
+
+
+def test_a_field_that_is_empty_stands_for_the_rules_own_value(board: httpx.Client, rule: AlertRule) -> None:
+    assert tiles(page(board, address(rule, "?days=&threshold="))) == tiles(page(board, address(rule)))
+
+
+def test_a_rule_that_does_not_exist_is_not_found(board: httpx.Client, rule: AlertRule) -> None:
+    for wrong in ("none", "01900000-0000-7000-8000-00000000ffff"):
+        assert "Not found" in words(page(board, f"/rules/{wrong}/test", 404))
+
+
+def test_a_rule_about_very_many_pipelines_is_tested_for_fewer_days(
+    board: httpx.Client, engine: Engine, rule: AlertRule
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "INSERT INTO pipelines (client_id, name, slug, platform, pipeline_type)"
+                " SELECT id, 'p' || n, 'p' || n, 'custom', 'ingestion' FROM clients, generate_series(1, 3998) AS n"
+                " WHERE slug = 'acme'"
+            )
+        )
+    assert "25" in re.findall(r'name="days" value="(\d+)"', page(board, address(rule)))
+    refused = words(page(board, address(rule, "?days=26"), 400))
+    assert "days: must be at most 25 on this page, because the rule is about 4,000 pipelines" in refused
