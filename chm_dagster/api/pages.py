@@ -76,7 +76,6 @@ def _page(request: Request, name: str, title: str, facts: _Facts, own: frozenset
         "page": name,
         "now": now,
         "filters": Filters(),
-        "path": request.url.path,
         "has_login": request.app.state.sessions is not None,
     }
     try:
@@ -87,7 +86,12 @@ def _page(request: Request, name: str, title: str, facts: _Facts, own: frozenset
     except (NotFound, InputError, DatabaseUnavailable) as error:
         return _refusal(error, base)
     about_then = filters.at is not None and name in pages.TIMED
-    base |= {"now": filters.at if about_then else now, "about_then": about_then}
+    subject = {name: value for name, value in request.query_params.items() if name in own}
+    base |= {
+        "now": filters.at if about_then else now,
+        "about_then": about_then,
+        "back_to_now": filters.link(request.url.path, **{**filters.own, **subject, "at": None}),
+    }
     whole = {**base, "title": title, "filters": filters, "freshness": synced, "as_of": reading.as_of, **found}
     return HTMLResponse(render(f"{name}.html", **whole), 400 if found.get("problem") else 200, headers=_HEADERS)
 
@@ -173,7 +177,7 @@ def test(request: Request, rule: str) -> Response:
 def report(request: Request, client: str, period: str) -> Response:
     """A report as it would be issued now."""
     now = datetime.now(UTC)
-    base = {"page": "report", "now": now, "filters": Filters(), "path": request.url.path}
+    base = {"page": "report", "now": now, "filters": Filters()}
     week, month = (period, None) if "W" in period else (None, period)
     try:
         built = build(request.app.state.answers.warehouse.engine, client, week, month, now)

@@ -73,8 +73,8 @@ class Filters:
 
     def link(self, path: str, **changes: Any) -> str:
         """The address of a page with these filters, less its own place in a list, with some of them changed."""
-        kept = {"client": self.client, "environment": self.environment, "at": _shown(self.at), **changes}
-        values = {_PARAMETERS.get(name, name): value for name, value in kept.items() if value}
+        kept = {"client": self.client, "environment": self.environment, "at": self.at, **changes}
+        values = {_PARAMETERS.get(name, name): _shown(value) for name, value in kept.items() if value}
         return path + (f"?{urlencode(values, quote_via=quote)}" if values else "")
 
     @property
@@ -90,9 +90,13 @@ class Filters:
             "error": self.error,
         }
 
-    def same(self, path: str) -> str:
-        """The address of a page about the same time, with no other filter."""
-        return self.link(path, client=None, environment=None)
+    def same(self, path: str, **more: Any) -> str:
+        """The address of a page about the same time, with no other filter than these."""
+        return self.link(path, **{"client": None, "environment": None, **more})
+
+    def run(self, client_slug: str, slug: str, run: str, **more: Any) -> str:
+        """The address of a run's page about the same time. Ids of runs may hold anything, slashes too."""
+        return self.same(f"{pipeline_path(client_slug, slug)}/run", id=run, **more)
 
     @property
     def timed(self) -> dict[str, Any]:
@@ -127,8 +131,8 @@ def _time(text: str | None) -> datetime | None:
     return at
 
 
-def _shown(at: datetime | None) -> str | None:
-    return None if at is None else at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+def _shown(value: Any) -> Any:
+    return value.astimezone(UTC).isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else value
 
 
 def client_path(slug: str) -> str:
@@ -139,8 +143,3 @@ def client_path(slug: str) -> str:
 def pipeline_path(client_slug: str, slug: str) -> str:
     """The address of a pipeline's page."""
     return f"{client_path(client_slug)}/{quote(slug, safe='')}"
-
-
-def run_path(client_slug: str, slug: str, run: str) -> str:
-    """The address of a run's page. Ids of runs may hold anything, slashes too."""
-    return f"{pipeline_path(client_slug, slug)}/run?{urlencode({'id': run}, quote_via=quote)}"

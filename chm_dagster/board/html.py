@@ -72,7 +72,6 @@ def _environment() -> jinja2.Environment:
     environment.globals |= {
         "client_path": addresses.client_path,
         "pipeline_path": addresses.pipeline_path,
-        "run_path": addresses.run_path,
         "asset": asset,
         "bars": bars,
         "count": count,

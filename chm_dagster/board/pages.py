@@ -30,7 +30,8 @@ MAX_GROUPS = 500
 MAX_RUNS = 200
 """Failed runs that a page reads: as many as the query returns."""
 DAY = timedelta(days=1)
-TIMED = frozenset({"overview", "pipelines", "client", "changes", "flaky"})
+MICROSECOND = timedelta(microseconds=1)
+TIMED = frozenset({"overview", "pipelines", "client", "pipeline", "run", "changes", "flaky"})
 """The pages that can be about a time in the past; the others are about now, and say so."""
 HEALTH = tuple(str(health) for health in Health)
 """The states of health, the worst first."""
@@ -109,15 +110,17 @@ def client(reading: Reading, filters: Filters, slug: str) -> Facts:
 def pipeline(reading: Reading, filters: Filters, client_slug: str, slug: str) -> Facts:
     """A pipeline: its health and why, its last runs, what is expected of it, its rules and open episodes."""
     found = reading.warehouse.pipelines.get(f"{client_slug}/{slug}")
-    runs = reading.warehouse.runs.list(found.id, limit=RUNS)
+    until = None if filters.at is None else filters.at + MICROSECOND
+    page = reading.warehouse.runs.list(found.id, limit=RUNS, until=until)
+    runs = page.items if filters.at is None else [then for run in page.items if (then := run.as_it_was(filters.at))]
     rules = _rules_of(reading, found)
     own = {"client_slug": found.client_slug, "pipeline_slug": found.slug}
     return {
         "pipeline": found,
-        "health": _health_of(reading, found),
-        "runs": runs.items,
-        "more_runs": runs.next_cursor is not None,
-        "longest": max((run.duration_seconds or 0 for run in runs.items), default=0),
+        "health": _health_of(reading, filters, found),
+        "runs": runs,
+        "more_runs": page.next_cursor is not None,
+        "longest": max((run.duration_seconds or 0 for run in runs), default=0),
         "rules": rules,
         "episodes": reading.rows("open_episodes", **own),
         "past": reading.excerpt("past_episodes", first=GLANCE, where={}, **own),
@@ -125,9 +128,14 @@ def pipeline(reading: Reading, filters: Filters, client_slug: str, slug: str) ->
 
 
 def run(reading: Reading, filters: Filters, client_slug: str, slug: str, run_id: str) -> Facts:
-    """One run, with its whole error. Raises NotFound."""
+    """One run, with its whole error. Raises NotFound.
+
+    At a time in the past, `run` is as it was then, and None if it began later.
+    """
     found = reading.warehouse.pipelines.get(f"{client_slug}/{slug}")
-    return {"pipeline": found, "run": reading.warehouse.runs.get(found.id, run_id)}
+    present = reading.warehouse.runs.get(found.id, run_id)
+    then = present if filters.at is None else present.as_it_was(filters.at)
+    return {"pipeline": found, "run": then, "present": present}
 
 
 def changes(reading: Reading, filters: Filters) -> Facts:
@@ -271,7 +279,7 @@ def _paused(reading: Reading, filters: Filters) -> Facts:
     return {"items": page.items, "more": page.next_cursor is not None}
 
 
-def _health_of(reading: Reading, found: Pipeline) -> dict[str, Any] | None:
+def _health_of(reading: Reading, filters: Filters, found: Pipeline) -> dict[str, Any] | None:
     """The row of the health question about one pipeline; None if it is disabled."""
     of_client = reading.excerpt(
         "latest_status_by_pipeline",
@@ -279,6 +287,7 @@ def _health_of(reading: Reading, found: Pipeline) -> dict[str, Any] | None:
         where={"pipeline_slug": found.slug},
         client_slug=found.client_slug,
         environment=None,
+        at=filters.at,
     )
     return next(iter(for_people(of_client.rows)), None)
 

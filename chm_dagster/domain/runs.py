@@ -260,6 +260,17 @@ class Run(Noun):
     created_at: ReadOnly[datetime]
     updated_at: ReadOnly[datetime]
 
+    def as_it_was(self, at: datetime) -> "Run | None":
+        """The run at a time in the past, from what is known now: it was running until it finished.
+
+        None if it began later.
+        """
+        if self.effective_at > at:
+            return None
+        if self.finished_at is None or self.finished_at <= at:
+            return self
+        return self.model_copy(update=_BEFORE_ITS_END)
+
     @classmethod
     def conflicts(cls, whole: Mapping[str, Any]) -> Iterable[Problem]:
         """The fields that a status excludes."""
@@ -272,6 +283,14 @@ class Run(Noun):
             yield "will_retry", f"must not be true for a run that is {status}"
         if whole.get("error_message") is not None and status not in (RunStatus.FAILED, RunStatus.CANCELED):
             yield "error_message", f"must not be set for a run that is {status}; send it as status_reason"
+
+
+_BEFORE_ITS_END: Mapping[str, Any] = {
+    "status": RunStatus.RUNNING,
+    "will_retry": False,
+    **dict.fromkeys(("finished_at", "duration_seconds", "rows_processed", "error_message", "status_reason")),
+}
+"""What a run had of what its end brings; the function latest_runs() of the database says the same."""
 
 
 @creation_of(Run)

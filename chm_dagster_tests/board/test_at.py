@@ -1,6 +1,8 @@
 """The board about a time in the past."""
 
+import re
 from datetime import timedelta
+from html import unescape
 
 import httpx
 import pytest
@@ -9,10 +11,15 @@ from chm_dagster.board.filters import Filters
 from chm_dagster.errors import InputError
 from chm_dagster.warehouse.engine import Engine
 from chm_dagster_tests.board.test_pages import Links, page, tiles, words
-from chm_dagster_tests.contracts.histories import HOUR, NOW, watch
+from chm_dagster_tests.contracts.histories import HOUR, NOW, disable_pipeline, execution, watch
 
-THEN = NOW - 1.5 * HOUR
-AT = f"at={THEN:%Y-%m-%dT%H:%M:%SZ}"
+
+def as_of(hours: float) -> str:
+    """So many hours ago, in an address."""
+    return f"at={NOW - hours * HOUR:%Y-%m-%dT%H:%M:%SZ}"
+
+
+AT = as_of(1.5)
 
 
 @pytest.fixture
@@ -27,21 +34,62 @@ def test_the_pages_show_what_was_true_then(board: httpx.Client, fixed: None) -> 
     assert "no disk for run-3" in words(page(board, f"/pipelines?{AT}&health=failing"))
     assert "last 4 runs, oldest first: 2 success, 2 failed" in page(board, f"/clients/acme?{AT}")
     assert "new Acme / orders" in words(page(board, f"/changes?{AT}"))
-    before = f"at={NOW - 3.5 * HOUR:%Y-%m-%dT%H:%M:%SZ}"
-    assert tiles(page(board, f"/clients/acme?{before}"))["healthy"] == 1
+    assert tiles(page(board, f"/clients/acme?{as_of(3.5)}"))["healthy"] == 1
 
 
 def test_every_link_keeps_the_time_and_one_leads_back_to_now(board: httpx.Client, fixed: None) -> None:
-    for path in ("/", "/pipelines", "/clients/acme", "/changes", "/flaky"):
-        text = page(board, f"{path}?{AT}")
-        hrefs = [href for href in Links(text).hrefs if href.startswith("/") and "/run?" not in href]
+    run = "/clients/acme/orders/run?id=run-3"
+    for path in ("/", "/pipelines", "/clients/acme", "/clients/acme/orders", run, "/changes", "/flaky"):
+        text = page(board, f"{path}{'&' if '?' in path else '?'}{AT}")
+        hrefs = [unescape(href) for href in Links(text).hrefs if href.startswith("/")]
         lost = {href for href in hrefs if "at=" not in href and not href.startswith(("/board/", "/docs"))}
         assert lost == {path, "/"}, path
         assert "As of" in words(text) and "Back to now" in words(text)
 
 
+def strip(text: str) -> list[str]:
+    """The statuses of the runs of a pipeline's page."""
+    return re.findall(r'aria-label="(\w+), ', text[text.index('<ol class="runs"') : text.index("</ol>")])
+
+
+def test_a_pipeline_shows_its_health_and_its_runs_as_they_were(board: httpx.Client, fixed: None) -> None:
+    now, then = page(board, "/clients/acme/orders"), page(board, f"/clients/acme/orders?{AT}")
+    assert "orders ● healthy" in words(now)
+    assert "orders ✕ failing" in words(then)
+    assert strip(then) == strip(now)[:4] == ["success", "success", "failed", "failed"]
+    assert "Rules and episodes are those of now." in words(then)
+    assert "of now" not in words(now)
+    assert "Read completely" in words(now) and "Read completely" not in words(then)
+    assert "It had not run by then" in words(page(board, f"/clients/acme/orders?{as_of(9)}"))
+
+
+def test_the_health_of_a_pipeline_that_is_disabled_now_is_not_known(
+    board: httpx.Client, engine: Engine, fixed: None
+) -> None:
+    disable_pipeline(engine, "orders")
+    assert "its health then is not known" in words(page(board, f"/clients/acme/orders?{AT}"))
+
+
+def test_a_run_was_running_until_it_finished_and_was_not_there_before_it_began(
+    board: httpx.Client, engine: Engine
+) -> None:
+    watch(engine, [execution(1, "S", NOW - 9 * HOUR), execution(2, "F", NOW - 3 * HOUR, NOW - HOUR)], "orders")
+    path = "/clients/acme/orders/run?id=run-2"
+    assert "run-2 ✕ failed" in words(page(board, f"{path}&{as_of(0.5)}"))
+    running = page(board, f"{path}&{as_of(2)}")
+    assert "run-2 ◐ running It was running then, and finished later." in words(running)
+    assert "no disk" not in running and "Last seen" not in running
+    before = words(page(board, f"{path}&{as_of(4)}"))
+    assert "It began after that time, at" in before
+    assert [word for word in ("failed", "running", "no disk", "Started") if word in before] == []
+    assert path in {unescape(href) for href in Links(running).hrefs}
+    of_pipeline = page(board, f"/clients/acme/orders?{as_of(2)}")
+    assert strip(of_pipeline) == ["success", "running"]
+    assert "no disk" not in of_pipeline
+
+
 def test_a_page_about_now_says_so(board: httpx.Client, fixed: None) -> None:
-    for path in ("/rules", "/partners", "/errors", "/wall", "/clients/acme/orders"):
+    for path in ("/rules", "/partners", "/errors", "/wall"):
         assert "This page is about now" in words(page(board, f"{path}?{AT}"))
     assert "Back to now" not in page(board, "/")
 

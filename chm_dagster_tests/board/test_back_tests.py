@@ -69,6 +69,14 @@ def test_the_page_shows_what_the_api_answers(board: httpx.Client, rule: AlertRul
     ]
 
 
+def test_an_episode_links_to_its_pipeline_as_it_was(board: httpx.Client, rule: AlertRule) -> None:
+    episodes = page(board, address(rule)).partition('<h2 id="episodes">')[2]
+    addresses = re.findall(r'<td><a href="(/clients/acme/\w+\?at=[^"]+)"', episodes)
+    assert len(addresses) == 4
+    for one in addresses:
+        assert "✕ failing" in words(page(board, one)).partition("Back to now")[2]
+
+
 def test_other_parameters_are_compared_with_the_rule_as_it_is(board: httpx.Client, rule: AlertRule) -> None:
     text = page(board, address(rule, "?threshold=3&days=7"))
     shown = words(text)

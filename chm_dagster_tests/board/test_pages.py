@@ -186,7 +186,7 @@ def test_each_rule_says_in_words_when_it_fires(board: httpx.Client, warehouse: W
     for number, fields in enumerate(RULES.values()):
         warehouse.rules.create({"client_id": "acme", "channel": "inbox", "destination": f"team-{number}", **fields})
     page = unescape(board.get("/rules").text)
-    assert re.findall(r"<td>([^<]+)</td><td>inbox: team-\d</td>", page) == list(RULES)
+    assert re.findall(r"<td>([^<]+) <a [^>]+>Back-test</a></td><td>inbox: team-\d</td>", page) == list(RULES)
 
 
 def test_disabled_clients_are_on_no_page_of_now(board: httpx.Client, busy: Engine) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from chm_dagster.domain.runs import Run
+from chm_dagster.warehouse.ledger.runs import Runs
 from chm_dagster.warehouse.named_queries import ask, queries
 from chm_dagster_tests.contracts.histories import DAY, HOUR, NOW, execution, one, watch
 from chm_dagster_tests.contracts.test_form import nodes
@@ -79,6 +81,21 @@ def test_before_anything_is_known_everything_is_unknown(engine: sa.Engine) -> No
     row = one(engine, "latest_status_by_pipeline", at=NOW - 30 * DAY)
     assert (row["health"], row["health_since"], row["status"]) == ("unknown", None, None)
     assert row["health_reason"] == "no run has settled yet"
+
+
+def test_a_run_as_it_was_is_the_same_in_the_database_and_in_python(engine: sa.Engine) -> None:
+    times = [execution(1, "F", NOW - 8 * HOUR, NOW - 6 * HOUR), execution(2, "S", NOW - 7 * HOUR, NOW - 5 * HOUR)]
+    pipeline = watch(engine, [*times, execution(3, "R", NOW - 4 * HOUR), execution(4, "C", NOW - 4 * HOUR, None)])
+    present = Runs(engine).list(pipeline).items
+    for hours in (9, 8, 7.5, 6.5, 6, 5.5, 4, 3.9, 0):
+        at = NOW - hours * HOUR
+        with engine.connect() as connection:
+            query = sa.text("SELECT * FROM latest_runs(:pipeline, 100, :at)")
+            rows = {row["id"]: row for row in connection.execute(query, {"pipeline": pipeline, "at": at}).mappings()}
+        then = {run.id: run.as_dict() for one in present if (run := one.as_it_was(at)) is not None}
+        assert then.keys() == rows.keys()
+        for name in set(Run.model_fields) & set(next(iter(rows.values()), {})):
+            assert {i: run[name] for i, run in then.items()} == {i: row[name] for i, row in rows.items()}, (hours, name)
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------------
