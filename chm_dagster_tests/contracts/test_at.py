@@ -122,6 +122,7 @@ def shape(engine: sa.Engine, sql: str, **values: Any) -> list[tuple[Any, ...]]:
     ]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", TIMED)
 def test_without_a_time_the_plan_is_that_of_a_question_about_now(name: str, engine: sa.Engine) -> None:
     sql = queries()[name].sql
@@ -129,6 +130,7 @@ def test_without_a_time_the_plan_is_that_of_a_question_about_now(name: str, engi
     assert shape(engine, sql) == shape(engine, without_time(sql))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", TIMED)
 def test_with_a_time_runs_are_still_read_by_index(name: str, engine: sa.Engine) -> None:
     found = [part for part in shape(engine, queries()[name].sql, at=NOW - DAY) if part[3] == "runs"]
