@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from chm_dagster.domain.messages import next_attempt
-from chm_dagster.domain.periods import Period, PeriodKind, last_week
+from chm_dagster.domain.periods import Period, PeriodKind, last_over
 from chm_dagster.domain.reports import Issued, Mail, Report, issue, new_mail, report, revised
 from chm_dagster.domain.service import Cause, Service, service
 from chm_dagster.errors import Busy, ChmError, InputError, Permanent, RateLimited
@@ -48,9 +48,9 @@ FORMATS: Mapping[str, tuple[Callable[[Report], bytes], str]] = {
 }
 """How a report is written in each format, and its media type."""
 SEND_AT = time(9)
-"""When the report on a week is due: on the Monday after it, in the client's time zone."""
-REVISED_WEEKS = 4
-"""How many weeks back late data make a revision by themselves."""
+"""When a report is due: on the first day after its week or month, in the client's time zone."""
+REVISED_FOR = timedelta(weeks=4)
+"""How long after a period late data make a revision by themselves."""
 
 
 class Mailer(Protocol):
@@ -94,7 +94,7 @@ def period_of(week: str | None, month: str | None, zone: ZoneInfo, now: datetime
         raise InputError("month", "send a week or a month, not both")
     if month is not None:
         return Period.month(month)
-    return last_week(now, zone) if week is None else Period.week(week)
+    return last_over(PeriodKind.WEEK, now, zone) if week is None else Period.week(week)
 
 
 def build(engine: Engine, client: Ref, week: str | None, month: str | None, now: datetime) -> Built:
@@ -192,26 +192,17 @@ class DueReport:
     failed: tuple[str, ...] = ()
 
 
-def is_due(client: Receiver, now: datetime) -> bool:
-    """Whether there is something to issue or to send for this client."""
-    return _weekly(client, now) is not None or bool(list(_waiting(client, now)))
+def pending(client: Receiver, now: datetime) -> list[Period]:
+    """The periods of this client whose report is to be issued or sent now."""
+    return [*_due(client, now), *(period for period, _ in _waiting(client, now))]
 
 
-def latest_week(client: Receiver, now: datetime) -> Period:
-    """The week whose report is due now, else the last one whose report was issued, else the last one."""
-    issued = [Period.read(period) for period in client.issues]
-    weeks = [period.first for period in issued if period.kind is PeriodKind.WEEK]
-    if (due := _weekly(client, now)) is not None:
-        return due
-    return Period(PeriodKind.WEEK, max(weeks)) if weeks else last_week(now, ZoneInfo(client.timezone))
-
-
-def _weekly(client: Receiver, now: datetime) -> Period | None:
-    """The week whose report is due and was not issued yet."""
+def _due(client: Receiver, now: datetime) -> list[Period]:
+    """The latest week and month whose report is due, if the client gets it and it was not issued yet."""
     zone = ZoneInfo(client.timezone)
-    week = last_week(now, zone)
-    due = datetime.combine(week.after, SEND_AT, zone)
-    return week if now >= due and str(week) not in client.issues else None
+    over = (last_over(kind, now, zone) for kind in client.period.kinds)
+    latest = [one if now >= datetime.combine(one.after, SEND_AT, zone) else one.before() for one in over]
+    return [period for period in latest if str(period) not in client.issues]
 
 
 def _waiting(client: Receiver, now: datetime) -> Iterator[tuple[Period, Mail]]:
@@ -245,20 +236,16 @@ def run_due(engine: Engine, mailer: Mailer, clock: Callable[[], datetime], *, re
 
 
 def _issue_due(engine: Engine, client: Receiver, now: datetime, revise: bool) -> Iterator[Built]:
-    week = _weekly(client, now)
-    periods = [] if week is None else [week]
-    if revise:
-        latest = last_week(now, ZoneInfo(client.timezone))
-        recent = [latest.first - timedelta(weeks=n) for n in range(REVISED_WEEKS)]
-        kept = map(Period.read, client.issues)
-        periods += [one for one in kept if one.kind is PeriodKind.WEEK and one.first in recent]
-    for period in periods:
+    due = _due(client, now)
+    today = now.astimezone(ZoneInfo(client.timezone)).date()
+    recent = [one for one in client.issued if one.after + REVISED_FOR > today] if revise else []
+    for period in (*due, *recent):
         with report_source(engine) as source:
             built = _build(source, source.client(client.id), period, now)
         if built.is_news:
             mail = built.mail
-            # Who became a client after the week gets no email about it.
-            if period == week and client.email is not None and client.created_at < built.report.end:
+            # Who became a client after the period gets no email about it.
+            if period in due and client.email is not None and client.created_at < built.report.end:
                 mail = new_mail(client.id, str(period), built.report.revision, client.email, now)
             keep_issue(engine, client.id, str(period), issue(built.report, mail))
             yield built

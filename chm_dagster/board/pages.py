@@ -174,13 +174,13 @@ def reports(reading: Reading, filters: Filters) -> Facts:
     """The reports that were issued: of a client all that are kept, else the latest of each. Raises NotFound."""
     if filters.client is None:
         chosen = receivers(reading.warehouse.engine)
-        found = [(one, max(one.issues, default=None)) for one in chosen]
+        found = [(one, next(iter(one.issued), None)) for one in chosen]
     else:
         with report_source(reading.warehouse.engine) as source:
             one = source.client(filters.client)
-        found = [(one, period) for period in sorted(one.issues, reverse=True)]
+        found = [(one, period) for period in one.issued]
     rows = [
-        {"client": one, "period": period, "issued": None if period is None else one.issues[period]}
+        {"client": one, "period": period, "issued": None if period is None else one.issues[str(period)]}
         for one, period in found
     ]
     return {"reports": _part(rows, filters.skip), "of": None if filters.client is None else one}

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 from chm_dagster.domain.fields import EmailAddress, Flag, Name, Slug
 from chm_dagster.domain.maintenance import Maintenance
 from chm_dagster.domain.nouns import Changes, New, Noun, Once, ReadOnly, changes_to, creation_of
+from chm_dagster.domain.periods import ReportPeriod
 from chm_dagster.domain.schedule import TimeZone
 
 
@@ -28,6 +29,9 @@ class Client(Noun):
     )
     report_email: EmailAddress | None = Field(
         None, description="Who receives its reports: an email address.", examples=["data@acme.example"]
+    )
+    report_period: ReportPeriod = Field(
+        ReportPeriod.WEEK, description="Of which periods it gets reports: of each week, each month, or both."
     )
     maintenance: Maintenance = Field(
         default_factory=list, description="Maintenance windows of all its pipelines; null: none."

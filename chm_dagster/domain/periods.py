@@ -23,6 +23,19 @@ class PeriodKind(enum.StrEnum):
     MONTH = "month"
 
 
+class ReportPeriod(enum.StrEnum):
+    """Of which periods a client gets reports by itself."""
+
+    WEEK = "week"
+    MONTH = "month"
+    BOTH = "both"
+
+    @property
+    def kinds(self) -> tuple[PeriodKind, ...]:
+        """The kinds of these periods."""
+        return tuple(PeriodKind) if self is ReportPeriod.BOTH else (PeriodKind(self),)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Day:
     """A day of a period, from `start` up to `end` in UTC: 23 to 25 hours where clocks change."""
@@ -70,9 +83,9 @@ class Period:
         return cls.week(text, "period") if "W" in text else cls.month(text, "period")
 
     @classmethod
-    def week_of(cls, day: date) -> "Period":
-        """The week that a day is in."""
-        return cls(PeriodKind.WEEK, day - timedelta(days=day.weekday()))
+    def of(cls, kind: PeriodKind, day: date) -> "Period":
+        """The week or month that a day is in."""
+        return cls(kind, day.replace(day=1) if kind is PeriodKind.MONTH else day - timedelta(days=day.weekday()))
 
     def __str__(self) -> str:
         """`2026-W47` or `2026-10`."""
@@ -90,8 +103,7 @@ class Period:
 
     def before(self) -> "Period":
         """The period before this one."""
-        last = self.first - timedelta(days=1)
-        return Period.week_of(last) if self.kind is PeriodKind.WEEK else Period(self.kind, last.replace(day=1))
+        return Period.of(self.kind, self.first - timedelta(days=1))
 
     def start(self, zone: ZoneInfo) -> datetime:
         """When it begins, in UTC."""
@@ -110,9 +122,9 @@ class Period:
             day = following
 
 
-def last_week(now: datetime, zone: ZoneInfo) -> Period:
-    """The last week that is over at `now`."""
-    return Period.week_of(now.astimezone(zone).date()).before()
+def last_over(kind: PeriodKind, now: datetime, zone: ZoneInfo) -> Period:
+    """The last week or month that is over at `now`."""
+    return Period.of(kind, now.astimezone(zone).date()).before()
 
 
 def _midnight(day: date, zone: ZoneInfo) -> datetime:

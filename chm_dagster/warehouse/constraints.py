@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 
+from chm_dagster.domain.periods import ReportPeriod
 from chm_dagster.domain.pipelines import PUSHED, Environment, PipelineType, Platform
 from chm_dagster.domain.rules import Channel, RuleType
 from chm_dagster.domain.runs import RunKind, RunStatus
@@ -61,6 +62,7 @@ BROKEN: Mapping[str, Broken] = {
     "ck_clients_slug_form": _refused("slug", _SLUG),
     "ck_clients_timezone_trimmed": _refused("timezone", _TRIMMED),
     "ck_clients_report_email_trimmed": _refused("report_email", _TRIMMED),
+    "ck_clients_report_period_known": _refused("report_period", f"not one of {', '.join(ReportPeriod)}"),
     "ck_clients_maintenance_is_a_list": _refused("maintenance", "must be a list"),
     "ck_clients_reports_by_period": _refused("reports", "must be an object whose keys are periods"),
     "ck_clients_maintenance_calendar_has_entries": _refused("maintenance_calendar", "must have a list of entries"),

@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql as pg
 
 from chm_dagster.domain.alerts import Gap, RunFact
 from chm_dagster.domain.maintenance import times_of
+from chm_dagster.domain.periods import Period, ReportPeriod
 from chm_dagster.domain.pipelines import PUSHED
 from chm_dagster.domain.reports import Issued, bounded
 from chm_dagster.domain.service import Watched
@@ -76,23 +77,33 @@ _KEPT = sa.text("SELECT reports FROM clients WHERE id = :client")
 _KEEP = sa.text("UPDATE clients SET reports = :reports WHERE id = :client").bindparams(
     sa.bindparam("reports", type_=pg.JSONB)
 )
-_COLUMNS = ("id", "slug", "name", "timezone", "report_email", "created_at", "reports")
-_RECEIVERS = sa.text("""
-SELECT id, slug, name, timezone, report_email, created_at, reports FROM clients WHERE is_active ORDER BY slug
-""")
+_COLUMNS = tuple(
+    clients.c[name]
+    for name in ("id", "slug", "name", "timezone", "report_email", "report_period", "created_at", "reports")
+)
+_RECEIVERS = sa.select(*_COLUMNS).where(clients.c.is_active).order_by(clients.c.slug)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Receiver:
-    """A client as reports see it. `email` is None if its reports are not sent; `issues` by period."""
+    """A client as reports see it: of which periods it gets reports. `email` is None if they are not sent.
+
+    `issues` are by period.
+    """
 
     id: UUID
     slug: str
     name: str
     timezone: str
     email: str | None
+    period: ReportPeriod
     created_at: datetime
     issues: Mapping[str, Issued]
+
+    @property
+    def issued(self) -> list[Period]:
+        """The periods whose reports were issued, the last one first."""
+        return sorted(map(Period.read, self.issues), key=lambda one: (one.after, one.first), reverse=True)
 
 
 class ReportSource:
@@ -103,8 +114,7 @@ class ReportSource:
 
     def client(self, ref: Ref) -> Receiver:
         """The client with this id or slug, active or disabled. Raises NotFound."""
-        columns = (clients.c[name] for name in _COLUMNS)
-        row = self.connection.execute(select_client(ref, *columns)).one_or_none()
+        row = self.connection.execute(select_client(ref, *_COLUMNS)).one_or_none()
         if row is None:
             raise unknown_client(ref)
         return _receiver(row)
@@ -175,7 +185,14 @@ def sending(engine: Engine) -> Iterator[bool]:
 
 def _receiver(row: Any) -> Receiver:
     return Receiver(
-        row.id, row.slug, row.name, row.timezone or "UTC", row.report_email, row.created_at, _issues(row.reports)
+        row.id,
+        row.slug,
+        row.name,
+        row.timezone or "UTC",
+        row.report_email,
+        ReportPeriod(row.report_period),
+        row.created_at,
+        _issues(row.reports),
     )
 
 

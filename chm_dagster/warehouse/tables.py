@@ -9,6 +9,7 @@ from sqlalchemy.dialects import postgresql as pg
 
 from chm_dagster.domain.fields import SLUG_PATTERN
 from chm_dagster.domain.limits import MAX_ADDRESS_CHARS, MAX_ERROR_BYTES, MAX_OWNER_CHARS, MAX_RUN_ID_CHARS, MAX_TAGS
+from chm_dagster.domain.periods import ReportPeriod
 from chm_dagster.domain.pipelines import Environment, PipelineType, Platform
 from chm_dagster.domain.rules import Channel, RuleType
 from chm_dagster.domain.runs import RunKind, RunStatus
@@ -74,8 +75,8 @@ def _flag(name: str, comment: str, *, initial: bool = True) -> sa.Column[Any]:
     )
 
 
-def _list(name: str, comment: str) -> sa.Column[Any]:
-    return sa.Column(name, pg.JSONB, nullable=False, server_default=sa.text("'[]'::jsonb"), comment=comment)
+def _json(name: str, empty: str, comment: str) -> sa.Column[Any]:
+    return sa.Column(name, pg.JSONB, nullable=False, server_default=sa.text(f"'{empty}'::jsonb"), comment=comment)
 
 
 def _calendar() -> sa.Column[Any]:
@@ -93,16 +94,11 @@ clients = sa.Table(
     *_stamps(),
     _text("timezone", "IANA zone in which the weeks of its reports begin; null: UTC", nullable=True),
     _text("report_email", "Who receives its reports; null: nobody", nullable=True),
-    _list("maintenance", "Maintenance windows of all its pipelines, one-off and recurring"),
-    sa.Column(
-        "reports",
-        pg.JSONB,
-        nullable=False,
-        server_default=sa.text("'{}'::jsonb"),
-        comment="The last issues of the client's reports by period: revision, figures, and what was sent",
-    ),
+    _text("report_period", "Of which periods it gets reports: week, month or both", default="week"),
+    _json("maintenance", "[]", "Maintenance windows of all its pipelines, one-off and recurring"),
+    _json("reports", "{}", "The last issues of the client's reports by period: revision, figures, and what was sent"),
     _time("heard_through", "Up to when CHM's API was up to hear jobs that report themselves"),
-    _list("api_gaps", "Times (lost, heard) before that in which it was not; the last 90 days"),
+    _json("api_gaps", "[]", "Times (lost, heard) before that in which it was not; the last 90 days"),
     _calendar(),
     sa.UniqueConstraint("name"),
     sa.UniqueConstraint("slug"),
@@ -110,6 +106,7 @@ clients = sa.Table(
     _check(f"slug ~ '{SLUG_PATTERN}' AND length(slug) <= 100", "slug_form"),
     _check(trimmed("timezone", 100), "timezone_trimmed"),
     _check(trimmed("report_email", MAX_ADDRESS_CHARS), "report_email_trimmed"),
+    _check(one_of("report_period", ReportPeriod), "report_period_known"),
     _check("jsonb_typeof(maintenance) = 'array'", "maintenance_is_a_list"),
     _check("jsonb_typeof(reports) = 'object'", "reports_by_period"),
     _check(readable_time("heard_through"), "heard_through_readable"),
@@ -162,7 +159,7 @@ pipelines = sa.Table(
         server_default=sa.text("'{}'::text[]"),
         comment="Words to group by, each once",
     ),
-    _list("maintenance", "Its maintenance windows, one-off and recurring, beside those of its client"),
+    _json("maintenance", "[]", "Its maintenance windows, one-off and recurring, beside those of its client"),
     _time("known_through", "By CHM's clock: what did not happen is known up to here"),
     _time("stale_at", "Until when the last complete sync says how the pipeline is"),
     _text("doubt", "Why what was read does not say how it is; null: it does", nullable=True),
@@ -240,13 +237,7 @@ runs = sa.Table(
     _text("error_message", "Why it failed, in the partner's words, with secrets masked", nullable=True),
     _text("status_reason", "The partner's own word where it says more than status", nullable=True),
     _text("source_url", "Link to the run at the partner", nullable=True),
-    sa.Column(
-        "payload",
-        pg.JSONB,
-        nullable=False,
-        server_default=sa.text("'{}'::jsonb"),
-        comment="The partner's record, secrets masked",
-    ),
+    _json("payload", "{}", "The partner's record, secrets masked"),
     sa.Column("lineage", pg.JSONB, comment="Combined state of the run's OpenLineage events; null if there are none"),
     _time("ingested_at", "When CHM last wrote a report of the run", nullable=False, default=sa.func.now()),
     sa.Column("attempt", sa.Integer, nullable=False, server_default="0", comment="The partner's try counter"),
@@ -359,9 +350,9 @@ alert_rules = sa.Table(
     _flag("is_enabled", "False: the rule is kept but not evaluated"),
     _time("muted_until", "No notification before this"),
     *_stamps(),
-    _list("episodes", "Open episodes: what the rule has found wrong and is not over"),
-    _list("outbox", "Messages that no receiver has accepted yet, with their keys and attempts"),
-    _list("history", "Episodes that are over, the latest first: the last 200, for 90 days"),
+    _json("episodes", "[]", "Open episodes: what the rule has found wrong and is not over"),
+    _json("outbox", "[]", "Messages that no receiver has accepted yet, with their keys and attempts"),
+    _json("history", "[]", "Episodes that are over, the latest first: the last 200, for 90 days"),
     _time("deleted_at", "Since when the rule is deleted; it goes as soon as its receivers have been notified"),
     _check("client_id IS NOT NULL OR pipeline_id IS NOT NULL", "has_scope"),
     _check(one_of("rule_type", RuleType), "rule_type_known"),

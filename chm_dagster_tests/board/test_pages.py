@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from chm_dagster.board.filters import Filters
-from chm_dagster.domain.periods import Period
+from chm_dagster.domain.periods import Period, PeriodKind
 from chm_dagster.errors import InputError
 from chm_dagster.presentation.columns import HEALTH_SHAPES
 from chm_dagster.reporting import issue_report
@@ -153,14 +153,21 @@ def test_issued_reports_are_listed_with_their_figures_and_open(board: httpx.Clie
     watch(engine, "SF", "orders", "Acme")
     watch(engine, "S", "orders", "Bolt")
     assert words(page(board, "/reports")).count("none issued yet") == 2
-    for weeks in (1, 2):
-        issue_report(engine, "acme", str(Period.week_of((NOW - 7 * weeks * DAY).date())), None, NOW)
-    latest = str(Period.week_of((NOW - 7 * DAY).date()))
+    for weeks in (1, 10):
+        issue_report(engine, "acme", str(Period.of(PeriodKind.WEEK, (NOW - 7 * weeks * DAY).date())), None, NOW)
+    latest = str(Period.of(PeriodKind.WEEK, (NOW - 7 * DAY).date()))
     assert f"Acme {latest} 0 unknown" in words(page(board, "/reports"))
     of_client = page(board, "/reports?client=acme")
+    assert "Issued each week, at 09:00 on the day after it in UTC; sent to nobody." in words(of_client)
     addresses = [href for href in Links(of_client).hrefs if re.match("/reports/", href)]
     assert addresses[0] == f"/reports/acme/{latest}"
     assert len(addresses) == 2
+    month = Period.of(PeriodKind.MONTH, NOW.date()).before()
+    for period in (month, month.before()):
+        issue_report(engine, "acme", None, str(period), NOW)
+    of_client = page(board, "/reports?client=acme")
+    found = [Period.read(href.rpartition("/")[2]) for href in Links(of_client).hrefs if re.match("/reports/", href)]
+    assert [one.after for one in found] == sorted((one.after for one in found), reverse=True) and len(found) == 4
     answer = board.get(addresses[0])
     assert (answer.status_code, "<script" in answer.text) == (200, False)
     assert "default-src 'none'" in answer.headers["content-security-policy"]

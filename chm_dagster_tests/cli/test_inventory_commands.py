@@ -8,7 +8,10 @@ from chm_dagster.domain.rules import AlertRuleChanges, NewAlertRule
 from chm_dagster.domain.runs import NewRun
 from chm_dagster_tests.cli.conftest import Chm
 
-CLIENT = ["id", "slug", "name", "is_active", "timezone", "report_email", "maintenance", "created_at", "updated_at"]
+CLIENT = [
+    *("id", "slug", "name", "is_active", "timezone", "report_email", "report_period"),
+    *("maintenance", "created_at", "updated_at"),
+]
 PIPELINE = [
     *("key", "id", "client_id", "client_slug", "client_name", "slug", "name", "platform", "connection", "external_id"),
     *("pipeline_type", "environment", "description", "is_active", "schedule_cron", "schedule_timezone"),
@@ -38,6 +41,8 @@ def test_what_reports_need_is_set_and_cleared(acme: Chm) -> None:
     set_ = acme("client", "update", "acme", "--timezone", "Europe/Berlin", "--report-email", "data@acme.example").json
     assert (set_["timezone"], set_["report_email"]) == ("Europe/Berlin", "data@acme.example")
     assert acme("client", "update", "acme", "--clear", "report_email").json["report_email"] is None
+    assert set_["report_period"] == "week"
+    assert acme("client", "update", "acme", "--report-period", "both").json["report_period"] == "both"
     owned = acme("pipeline", "update", "acme/orders", "--owner", "Data team", "--tags", "finance, nightly").json
     assert (owned["owner"], owned["tags"]) == ("Data team", ["finance", "nightly"])
     assert acme("pipeline", "update", "acme/orders", "--clear", "tags").json["tags"] == []

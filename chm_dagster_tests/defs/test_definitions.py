@@ -31,6 +31,7 @@ def test_exactly_these_things_are_defined(defs: dg.Definitions) -> None:
         "alert_episodes",
         "alert_notifications",
         "client_report",
+        "client_month_report",
     }
     assert {f"{k.asset_key.to_user_string()}:{k.name}" for k in graph.asset_check_keys} == {
         "runs:unique_external_run_ids",
@@ -47,7 +48,7 @@ def test_exactly_these_things_are_defined(defs: dg.Definitions) -> None:
         "alert_episodes:no_open_episodes",
         "client_report:every_report_is_deliverable",
     }
-    assert {j.name for j in defs.jobs or ()} == {"ingest", "deliver_alerts", "client_reports"}
+    assert {j.name for j in defs.jobs or ()} == {"ingest", "deliver_alerts", "client_reports", "client_month_reports"}
     assert {s.name for s in defs.sensors or ()} == {"pipeline_partitions", "partner_news", "alerts", "reports_due"}
     assert set(defs.resources or {}) == {"warehouse", "partners", "landing", "channels", "operator", "io_manager"}
 

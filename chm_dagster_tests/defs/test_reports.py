@@ -12,9 +12,9 @@ import sqlalchemy as sa
 
 from chm_dagster.definitions import assembled
 from chm_dagster.defs.automation import resources
-from chm_dagster.domain.periods import Period, last_week
+from chm_dagster.domain.periods import Period, PeriodKind, last_over
 from chm_dagster.domain.reports import Issued
-from chm_dagster.errors import ConfigError
+from chm_dagster.errors import ConfigError, Transient
 from chm_dagster.ingestion.landing import LandingZone
 from chm_dagster.warehouse.reports import report_source
 from chm_dagster.warehouse.warehouse import Warehouse
@@ -48,7 +48,7 @@ class Reports:
         self.defs = assembled(vended, "*/5 * * * *")
         self.cursor: str | None = None
         # A zone in which it is never just before nine on a Monday would not do all year: the week before is due anyway.
-        self.week = last_week(datetime.now(UTC) - timedelta(hours=9), UTC_ZONE)
+        self.week, self.month = (last_over(k, datetime.now(UTC) - timedelta(hours=9), UTC_ZONE) for k in PeriodKind)
         begin = self.week.start(UTC_ZONE)
         pipeline = self.office.pipeline("acme/orders")
         long_ago = begin - timedelta(weeks=5)
@@ -74,7 +74,7 @@ class Reports:
         return data
 
     def execute(self, request: dg.RunRequest) -> Any:
-        job = self.defs.resolve_job_def("client_reports")
+        job = self.defs.resolve_job_def(str(request.job_name))
         return job.execute_in_process(
             run_config=request.run_config,
             tags=dict(request.tags),
@@ -86,17 +86,19 @@ class Reports:
         config = {"ops": {"ingest_runs": {"config": {"everything": True}}}}
         return self.defs.resolve_job_def("ingest").execute_in_process(instance=self.instance, run_config=config)
 
-    def choose(self, client: str, week: Period) -> Any:
-        key = dg.MultiPartitionKey({"client": client, "week": week.first.isoformat()})
-        job = self.defs.resolve_job_def("client_reports")
+    def choose(self, client: str, period: Period) -> Any:
+        key = dg.MultiPartitionKey({"client": client, str(period.kind): period.first.isoformat()})
+        job = self.defs.resolve_job_def(
+            "client_month_reports" if "month" in key.keys_by_dimension else "client_reports"
+        )
         return job.execute_in_process(partition_key=key, instance=self.instance, raise_on_error=False)
 
     def kept(self) -> dict[str, Issued]:
         with report_source(self.office.engine) as source:
             return dict(source.client("acme").issues)
 
-    def partitions(self) -> set[str]:
-        return self.instance.get_materialized_partitions(dg.AssetKey("client_report"))
+    def partitions(self, asset: str = "client_report") -> set[str]:
+        return self.instance.get_materialized_partitions(dg.AssetKey(asset))
 
 
 UTC_ZONE = ZoneInfo("UTC")
@@ -126,6 +128,59 @@ def test_what_is_due_is_issued_sent_and_shown_as_a_partition(reports: Reports) -
         "every_record_accounted_for": True,
         "every_report_is_deliverable": True,
     }
+
+
+def test_a_month_that_is_due_is_issued_and_sent_in_a_run_of_its_own_partition(reports: Reports) -> None:
+    assert reports.ingest().success, "the ledger that the report depends on has events of its own"
+    reports.office.acme(report_period="month")
+    [request] = reports.tick().run_requests or ()
+    partition = f"acme|{reports.month.first.isoformat()}"
+    assert (request.job_name, request.tags["dagster/partition"]) == ("client_month_reports", partition)
+    result = reports.execute(request)
+    assert result.success
+    assert (reports.partitions(), reports.partitions("client_month_report")) == (set(), {partition})
+    assert list(reports.kept()) == [str(reports.month)]
+    [mail] = reports.mailbox.mails
+    assert mail["Subject"] == f"Acme: {reports.month.first:%B %Y}"
+    assert {e.check_name: e.passed for e in result.get_asset_check_evaluations()} == {
+        "unique_external_run_ids": True,
+        "status_progression": True,
+        "every_record_accounted_for": True,
+        "every_report_is_deliverable": True,
+    }
+    [once_a_day] = reports.tick().run_requests or ()
+    assert once_a_day.tags["dagster/partition"] == partition
+    assert reports.execute(once_a_day).success
+    assert not reports.tick().run_requests
+    assert len(reports.mailbox.mails) == 1
+
+
+def test_one_run_issues_the_week_and_the_month_that_are_due(reports: Reports) -> None:
+    assert reports.ingest().success
+    reports.office.acme(report_period="both")
+    [request] = reports.tick().run_requests or ()
+    assert reports.execute(request).success
+    assert reports.partitions() == {f"acme|{reports.week.first.isoformat()}"}
+    assert reports.partitions("client_month_report") == {f"acme|{reports.month.first.isoformat()}"}
+    assert len(reports.mailbox.mails) == 2
+
+
+def test_a_months_email_that_waits_makes_a_run_of_its_month(reports: Reports) -> None:
+    reports.office.acme(report_period="month")
+    [request] = reports.tick().run_requests or ()
+    reports.mailbox.error = Transient("email: the mail server closed the connection")
+    assert not reports.execute(request).success
+    with reports.office.engine.begin() as connection:
+        path = f"{{{reports.month},mail,next_at}}"
+        connection.execute(
+            sa.text("UPDATE clients SET reports = jsonb_set(reports, CAST(:path AS text[]), to_jsonb(now()))"),
+            {"path": path},
+        )
+    reports.mailbox.error = None
+    [again] = reports.tick().run_requests or ()
+    assert again.job_name == "client_month_reports"
+    assert reports.execute(again).success
+    assert len(reports.mailbox.mails) == 1
 
 
 def test_once_a_day_the_sensor_looks_for_late_data(reports: Reports) -> None:
@@ -162,10 +217,12 @@ def test_a_report_is_not_issued_past_a_gate(reports: Reports, chosen: bool) -> N
 
 def test_a_chosen_partition_is_issued_and_not_sent(reports: Reports) -> None:
     reports.tick()
-    before = reports.week.before()
+    before, month = reports.week.before(), reports.month.before()
     assert reports.choose("acme", before).success
+    assert reports.choose("acme", month).success
     assert reports.partitions() == {f"acme|{before.first.isoformat()}"}
-    assert list(reports.kept()) == [str(before)]
+    assert reports.partitions("client_month_report") == {f"acme|{month.first.isoformat()}"}
+    assert set(reports.kept()) == {str(before), str(month)}
     assert reports.mailbox.mails == []
 
 
@@ -189,7 +246,10 @@ def test_a_client_that_is_disabled_loses_its_partition(reports: Reports) -> None
     assert len(rows(reports.office.engine, "SELECT 1 FROM clients")) == 1
 
 
+@pytest.mark.parametrize("job", ["client_reports", "client_month_reports"])
 @pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
-def test_while_a_run_is_under_way_no_other_one_is_asked_for(reports: Reports, status: dg.DagsterRunStatus) -> None:
-    reports.instance.add_run(dg.DagsterRun(job_name="client_reports", status=status))
+def test_while_a_run_is_under_way_no_other_one_is_asked_for(
+    reports: Reports, job: str, status: dg.DagsterRunStatus
+) -> None:
+    reports.instance.add_run(dg.DagsterRun(job_name=job, status=status))
     assert not reports.tick().run_requests

@@ -120,7 +120,8 @@ def test_under_a_prefix_nothing_of_chms_has_a_name_of_theirs(repositories: dict[
     assert set(repositories) == {"theirs", "chm"}
     theirs, ours = repositories["theirs"], repositories["chm"]
     assert names(theirs["jobs"]) == {"ingest"}
-    assert names(ours["jobs"]) == {"chm_ingest", "chm_deliver_alerts", "chm_client_reports"}
+    reports = {"chm_client_reports", "chm_client_month_reports"}
+    assert names(ours["jobs"]) == {"chm_ingest", "chm_deliver_alerts", *reports}
     assert names(ours["schedules"]) == {"chm_sync_schedule"}
     assert names(ours["sensors"]) == {"chm_pipeline_partitions", "chm_partner_news", "chm_alerts", "chm_reports_due"}
     keys = {"/".join(node["assetKey"]["path"]) for node in ours["assetNodes"]}
@@ -132,6 +133,7 @@ def test_under_a_prefix_nothing_of_chms_has_a_name_of_theirs(repositories: dict[
         "alert_episodes",
         "alert_notifications",
         "client_report",
+        "client_month_report",
     }
     assert keys == {f"chm/{name}" for name in own}
     assert {"/".join(node["assetKey"]["path"]) for node in theirs["assetNodes"]} == {"runs"}

@@ -9,9 +9,10 @@ import pytest
 import sqlalchemy as sa
 
 from chm_dagster.alerting.channels import Channels
+from chm_dagster.domain.periods import Period
 from chm_dagster.domain.reports import Issued
 from chm_dagster.errors import InputError, Transient
-from chm_dagster.reporting import REVISED_WEEKS, DueReport, build, is_due, run_due, send_report, undeliverable
+from chm_dagster.reporting import REVISED_FOR, DueReport, build, pending, run_due, send_report, undeliverable
 from chm_dagster.warehouse.reports import receivers, report_source, sending
 from chm_dagster_tests.alerting.mail_server import MailServer
 from chm_dagster_tests.reporting.conftest import NOW, Office
@@ -77,13 +78,18 @@ def test_it_is_due_on_monday_at_nine_in_the_clients_time_zone(
 ) -> None:
     sent_to.acme(timezone=zone)
     with plain_server() as server:
-        due(sent_to, server, early - timedelta(days=7))
+        due(sent_to, server, late - timedelta(days=7))
         server.mails.clear()
         assert due(sent_to, server, early).sent == ()
         [client] = receivers(sent_to.engine)
-        assert is_due(client, late) and not is_due(client, early)
+        assert (pending(client, late), pending(client, early)) == ([Period.week("2026-W47")], [])
         assert due(sent_to, server, late).sent == (f"acme 2026-W47 to {RECEIVER}",)
     assert len(server.mails) == 1
+
+
+def test_a_report_that_was_not_issued_all_week_is_due_until_the_next_one_is(sent_to: Office) -> None:
+    with plain_server() as server:
+        assert due(sent_to, server, NOW + timedelta(days=6, hours=23)).sent == (f"acme 2026-W47 to {RECEIVER}",)
 
 
 def test_it_is_sent_once(sent_to: Office) -> None:
@@ -113,11 +119,82 @@ def test_weeks_that_are_long_over_are_not_built_again(sent_to: Office) -> None:
     with plain_server() as server:
         due(sent_to, server)
         change_a_run(sent_to)
-        assert (
-            due(sent_to, server, NOW + timedelta(weeks=REVISED_WEEKS), revise=True).issued[0].report.period
-            != "2026-W47"
-        )
+        assert due(sent_to, server, NOW + REVISED_FOR, revise=True).issued[0].report.period != "2026-W47"
     assert kept(sent_to).revision == 1
+
+
+# --- months ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("zone", "month", "due_at"),
+    [
+        ("Europe/Berlin", "2026-11", datetime(2026, 12, 1, 8, tzinfo=UTC)),
+        ("Europe/Berlin", "2026-03", datetime(2026, 4, 1, 7, tzinfo=UTC)),  # clocks went forward on the 29th
+        ("Europe/Berlin", "2026-10", datetime(2026, 11, 1, 8, tzinfo=UTC)),  # and back on the 25th
+        ("America/New_York", "2026-10", datetime(2026, 11, 1, 14, tzinfo=UTC)),  # clocks go back on this very day
+        ("Europe/Berlin", "2028-02", datetime(2028, 3, 1, 8, tzinfo=UTC)),  # has 29 days
+        ("Europe/Berlin", "2027-02", datetime(2027, 3, 1, 8, tzinfo=UTC)),
+        ("Pacific/Kiritimati", "2028-02", datetime(2028, 2, 29, 19, tzinfo=UTC)),  # 14 hours ahead
+        ("Pacific/Pago_Pago", "2026-12", datetime(2027, 1, 1, 20, tzinfo=UTC)),  # 11 hours behind
+    ],
+)
+def test_a_month_is_due_on_the_first_of_the_next_one_at_nine_in_the_clients_time_zone(
+    sent_to: Office, zone: str, month: str, due_at: datetime
+) -> None:
+    sent_to.acme(timezone=zone, report_period="month", created_at=datetime(2020, 1, 1, tzinfo=UTC))
+    early, before = due_at - timedelta(minutes=1), Period.month(month).before()
+    with plain_server() as server:
+        assert due(sent_to, server, due_at - timedelta(days=7)).sent == (f"acme {before} to {RECEIVER}",)
+        [client] = receivers(sent_to.engine)
+        assert (pending(client, due_at), pending(client, early)) == ([Period.month(month)], [])
+        assert due(sent_to, server, early) == DueReport()
+        assert due(sent_to, server, due_at).sent == (f"acme {month} to {RECEIVER}",)
+        for hours in (1, 24, 24 * 27):
+            assert due(sent_to, server, due_at + timedelta(hours=hours), revise=True) == DueReport(), "once"
+    assert [mail.get_content_type() for mail in server.mails] == ["multipart/mixed"] * 2
+
+
+FIRST_OF_DECEMBER = datetime(2026, 12, 1, 8, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "periods"),
+    [("week", ["2026-W48"]), ("month", ["2026-11"]), ("both", ["2026-W48", "2026-11"])],
+)
+def test_a_client_gets_the_periods_that_it_chose(sent_to: Office, chosen: str, periods: list[str]) -> None:
+    assert sent_to.warehouse.clients.update("acme", {"report_period": chosen}).report_period == chosen
+    with plain_server() as server:
+        found = due(sent_to, server, FIRST_OF_DECEMBER)
+    assert [str(built.period) for built in found.issued] == periods
+    assert sorted(found.sent) == sorted(f"acme {period} to {RECEIVER}" for period in periods)
+    names = [part.get_filename() for mail in server.mails for part in mail.iter_attachments()]
+    assert sorted(names) == sorted(f"acme-{period}.pdf" for period in periods)
+
+
+def test_late_data_make_a_revision_of_a_month_for_four_weeks(sent_to: Office) -> None:
+    sent_to.acme(report_period="month")
+    with plain_server() as server:
+        [first] = due(sent_to, server, FIRST_OF_DECEMBER).issued
+        assert (first.report.figures.runs, len(first.report.days), str(first.period)) == (131, 30, "2026-11")
+        change_a_run(sent_to)
+        [built] = due(sent_to, server, FIRST_OF_DECEMBER + timedelta(days=27), revise=True).issued
+        assert (str(built.period), built.report.revision) == ("2026-11", 2)
+        assert due(sent_to, server, FIRST_OF_DECEMBER + timedelta(days=27), revise=True).issued == ()
+        sent_to.runs(sent_to.warehouse.pipelines.get("acme/orders").id, [])
+        assert due(sent_to, server, FIRST_OF_DECEMBER + REVISED_FOR, revise=True).issued == (), "long over"
+        send_report(sent_to.engine, channels(server), "acme", None, "2026-11", FIRST_OF_DECEMBER)
+    assert [mail["Subject"] for mail in server.mails] == ["Acme: November 2026", "Acme: November 2026 (revision 3)"]
+
+
+def test_a_client_that_is_new_gets_no_email_about_the_month_before(sent_to: Office) -> None:
+    sent_to.acme(created_at=FIRST_OF_DECEMBER, report_period="both")
+    with plain_server() as server:
+        assert len(due(sent_to, server, FIRST_OF_DECEMBER).issued) == 2
+    assert server.mails == []
+
+
+# --- who gets it -------------------------------------------------------------------------------------------------------
 
 
 def test_without_an_address_it_is_issued_and_not_sent(acme: Office) -> None:

@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from chm_dagster.domain.periods import Period, PeriodKind, last_week
+from chm_dagster.domain.periods import Period, PeriodKind, ReportPeriod, last_over
 from chm_dagster.errors import InputError
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -95,6 +95,37 @@ UTC_ZONE = ZoneInfo("UTC")
     ],
 )
 def test_the_last_week_is_the_last_one_that_is_over(now: datetime, zone: str, week: str) -> None:
-    period = last_week(now, ZoneInfo(zone))
+    period = last_over(PeriodKind.WEEK, now, ZoneInfo(zone))
     assert (str(period), period.kind) == (week, PeriodKind.WEEK)
     assert period.end(ZoneInfo(zone)) <= now
+
+
+@pytest.mark.parametrize(
+    ("now", "zone", "month"),
+    [
+        (datetime(2028, 2, 29, 23, 59, tzinfo=UTC), "UTC", "2028-01"),
+        (datetime(2028, 3, 1, tzinfo=UTC), "UTC", "2028-02"),
+        (datetime(2028, 2, 29, 10, tzinfo=UTC), "Pacific/Kiritimati", "2028-02"),
+        (datetime(2028, 3, 1, 10, 59, tzinfo=UTC), "Pacific/Pago_Pago", "2028-01"),
+        (datetime(2028, 3, 1, 11, tzinfo=UTC), "Pacific/Pago_Pago", "2028-02"),
+        (datetime(2027, 1, 1, 12, tzinfo=UTC), "Europe/Berlin", "2026-12"),
+    ],
+)
+def test_the_last_month_is_the_last_one_that_is_over(now: datetime, zone: str, month: str) -> None:
+    period = last_over(PeriodKind.MONTH, now, ZoneInfo(zone))
+    assert (str(period), period.kind) == (month, PeriodKind.MONTH)
+    assert period.end(ZoneInfo(zone)) <= now
+
+
+@pytest.mark.parametrize(
+    ("month", "days", "hours"),
+    [("2028-02", 29, 29 * 24), ("2027-02", 28, 28 * 24), ("2026-03", 31, 31 * 24 - 1), ("2026-10", 31, 31 * 24 + 1)],
+)
+def test_a_month_has_its_days_and_follows_the_clocks_of_its_zone(month: str, days: int, hours: int) -> None:
+    period = Period.month(month)
+    assert len(list(period.days(BERLIN))) == days
+    assert period.end(BERLIN) - period.start(BERLIN) == timedelta(hours=hours)
+
+
+def test_a_client_gets_reports_of_weeks_of_months_or_of_both() -> None:
+    assert [tuple(map(str, one.kinds)) for one in ReportPeriod] == [("week",), ("month",), ("week", "month")]

@@ -74,10 +74,11 @@ def test_an_invalid_window_is_refused_with_its_place_and_the_fix(acme: Warehouse
     ("fields", "said"),
     [
         ({"report_email": "nobody"}, "report_email: must be an email address"),
+        ({"report_period": "quarter"}, "report_period: must be one of week, month, both"),
         ({"timezone": "Berlin"}, "timezone: must be the name of an IANA time zone; did you mean Europe/Berlin?"),
     ],
 )
-def test_a_client_is_refused_an_address_or_a_zone_that_is_none(
+def test_a_client_is_refused_an_address_a_period_or_a_zone_that_is_none(
     acme: Warehouse, fields: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(InputError, match=said.replace("?", r"\?")):
@@ -98,6 +99,7 @@ clients:
   acme:
     timezone: Europe/Berlin
     report_email: data@acme.example
+    report_period: month
     maintenance:
       - {start: "2026-12-01T20:00:00Z", end: 2026-12-01T23:00:00Z, reason: Upgrade}
     pipelines:
@@ -111,6 +113,7 @@ clients:
 """
     assert apply(acme, parse(text)).count("update") == 2
     assert acme.clients.get("acme").maintenance[0]["end"] == "2026-12-01T23:00:00Z"
+    assert acme.clients.get("acme").report_period == "month"
     assert acme.pipelines.get("acme/orders").tags == ["finance", "007"]
     assert acme.pipelines.get("acme/orders").maintenance == [WEEKLY]
     for full in (False, True):
