@@ -1,8 +1,10 @@
-"""`python -m bench.freshness`: how long it takes from a run's end at the partner to its row, on a whole running stack.
+"""`python -m bench.freshness`: how long it takes from a run's end at the partner to its row, and to the message about
+it that its receiver has accepted, on a whole running stack.
 
-A partner with 100 connections of 100 pipelines each is served by this process. `chm up` runs as a person starts it,
-with its default schedule and sensors. Then runs end, one at a time at random pipelines, at random moments. What is
-measured is when each is in the ledger, by polling for it. The figures hold for a partner that answers at once.
+A partner with 100 connections of 100 pipelines each is served by this process, and so are the receivers: each client
+has a rule that notifies a webhook of its own. `chm up` runs as a person starts it, with its default schedule and
+sensors. Then runs fail, one at a time at random pipelines, at random moments. What is measured is when each is in the
+ledger, by polling for it, and when the message arrives. The figures hold for a partner that answers at once.
 """
 
 import argparse
@@ -27,10 +29,11 @@ import sqlalchemy as sa
 import yaml
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from bench.material import utc_now
+from chm_dagster.alerting.channels import variable_name
 from chm_dagster.domain.pipelines import PipelineType, Platform
 from chm_dagster.installation import DATABASE
 from chm_dagster.local.postgres import EmbeddedPostgres
@@ -43,22 +46,38 @@ CONNECTIONS, PIPELINES = 100, 100
 SEED = 7
 
 
-class Partners:
-    """All the partners: each lists the runs of its pipelines that were updated since a time."""
+RULES = """
+INSERT INTO alert_rules (client_id, rule_type, channel, destination)
+SELECT id, 'on_failure', 'webhook', slug FROM clients
+"""
+
+
+class Outside:
+    """All the partners, which list the runs of their pipelines that were updated since a time, and all receivers.
+
+    `heard` has the time at which the message about each pipeline arrived.
+    """
 
     def __init__(self) -> None:
         self._runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._lock = threading.Lock()
-        self.app = Starlette(routes=[Route("/{connection}/runs", self._list)])
+        self.heard: dict[str, datetime] = {}
+        hooks = Route("/hooks/{client}", self._hear, methods=["POST"])
+        self.app = Starlette(routes=[hooks, Route("/{connection}/runs", self._list)])
 
-    def end(self, connection: str, pipeline: str, run: str) -> datetime:
-        """Let a run end now; the time."""
+    def fail(self, connection: str, pipeline: str, run: str) -> datetime:
+        """Let a run fail now; the time."""
         now = utc_now()
         begin = (now - timedelta(minutes=5)).isoformat()
-        record = {"id": run, "pipeline_id": pipeline, "status": "success", "started_at": begin}
+        record = {"id": run, "pipeline_id": pipeline, "status": "failed", "started_at": begin}
         with self._lock:
             self._runs[connection].append({**record, "finished_at": now.isoformat(), "updated_at": now.isoformat()})
         return now
+
+    async def _hear(self, request: Request) -> Response:
+        for notice in orjson.loads(await request.body())["data"]["notices"]:
+            self.heard.setdefault(notice["pipeline"], utc_now())
+        return Response(status_code=204)
 
     async def _list(self, request: Request) -> JSONResponse:
         since = request.query_params.get("updated_since")
@@ -78,7 +97,7 @@ def names() -> Iterator[tuple[str, str]]:
 
 
 def prepare(home: Path, base_url: str) -> Path:
-    """An inventory of 10,000 pipelines in the embedded database, and partners.yaml."""
+    """An inventory of 10,000 pipelines with their rules in the embedded database, and partners.yaml."""
     with EmbeddedPostgres(home).running() as server:
         server.ensure_database(DATABASE)
         engine = make_engine(server.url(DATABASE))
@@ -100,6 +119,7 @@ def prepare(home: Path, base_url: str) -> Path:
         )
         with engine.begin() as connection:
             connection.execute(sa.text("UPDATE pipelines SET connection = split_part(external_id, '-', 1)"))
+            connection.execute(sa.text(RULES))
         engine.dispose()
     file = home.parent / "partners.yaml"
     connections = {c: {"api": "generic", "base_url": f"{base_url}/{c}"} for c, _ in names()}
@@ -115,10 +135,11 @@ def free_port() -> str:
 
 
 @contextmanager
-def stack(home: Path, partners_file: Path) -> Iterator[None]:
+def stack(home: Path, partners_file: Path, base_url: str) -> Iterator[None]:
     """`chm up`, once it serves; ended with Ctrl-C."""
     environment = {
         **os.environ,
+        **{f"CHM_WEBHOOK_URL_{variable_name(c)}": f"{base_url}/hooks/{c}" for c, _ in names()},
         "CHM_HOME": str(home),
         "CHM_PARTNERS_FILE": str(partners_file),
         "CHM_SANDBOX": "off",
@@ -140,30 +161,41 @@ def stack(home: Path, partners_file: Path) -> Iterator[None]:
             up.wait(60)
 
 
-def measure(home: Path, partners: Partners, runs: int, pause: float) -> list[float]:
-    """Seconds from each run's end to its row."""
+def measure(home: Path, outside: Outside, runs: int, pause: float) -> tuple[list[float], list[float]]:
+    """Seconds from each run's end to its row, and to the message that arrived."""
     chance = random.Random(SEED)
-    all_names = list(names())
     engine = make_engine(EmbeddedPostgres(home).url(DATABASE))
-    ended: dict[str, datetime] = {}
+    ended: dict[str, tuple[str, datetime]] = {}
     seen: dict[str, float] = {}
     query = sa.text("SELECT external_run_id FROM runs WHERE external_run_id = ANY(:ids)")
+    # Each pipeline fails once. More runs than this on a client's pipelines would be held back: 12 messages in an hour.
+    turns = iter(chance.sample(list(names()), runs))
     due = time.monotonic()
     give_up = time.monotonic() + runs * pause + 660
-    while len(seen) < runs and time.monotonic() < give_up:
+    while (len(seen) < runs or len(outside.heard) < runs) and time.monotonic() < give_up:
         if len(ended) < runs and time.monotonic() >= due:
-            run = f"fresh-{len(ended)}"
-            ended[run] = partners.end(*chance.choice(all_names), run)
+            (connection, pipeline), run = next(turns), f"fresh-{len(ended)}"
+            ended[run] = f"{connection}/{pipeline}", outside.fail(connection, pipeline, run)
             due = time.monotonic() + chance.uniform(0, 2 * pause)
-        waiting = [run for run in ended if run not in seen]
-        with engine.connect() as connection:
-            for run in connection.scalars(query, {"ids": waiting}):
-                seen[run] = (utc_now() - ended[run]).total_seconds()
+        with engine.connect() as session:
+            for run in session.scalars(query, {"ids": [run for run in ended if run not in seen]}):
+                seen[run] = (utc_now() - ended[run][1]).total_seconds()
         time.sleep(0.1)
     engine.dispose()
-    if len(seen) < runs:
-        raise AssertionError(f"{runs - len(seen)} of {runs} runs did not arrive")
-    return sorted(seen.values())
+    missing = runs - len(seen), runs - len(outside.heard)
+    if any(missing):
+        raise AssertionError(f"of {runs} runs, {missing[0]} are not in the ledger and {missing[1]} were not announced")
+    heard = [(outside.heard[pipeline] - end).total_seconds() for pipeline, end in ended.values()]
+    return sorted(seen.values()), sorted(heard)
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Of sorted seconds."""
+    return {
+        "p50": round(seconds[len(seconds) // 2], 1),
+        "p95": round(seconds[int(len(seconds) * 0.95)], 1),
+        "max": round(seconds[-1], 1),
+    }
 
 
 def main() -> int:
@@ -172,18 +204,18 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--pause", type=float, default=5.0, help="mean seconds between two ends")
     options = parser.parse_args()
-    partners = Partners()
-    with tempfile.TemporaryDirectory(prefix="fresh-", dir=".chm") as folder, serve_in_thread(partners.app) as base_url:
+    outside = Outside()
+    Path(".chm").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fresh-", dir=".chm") as folder, serve_in_thread(outside.app) as base_url:
         home = Path(folder).resolve() / "home"
-        with stack(home, prepare(home, base_url)):
-            seconds = measure(home, partners, options.runs, options.pause)
+        with stack(home, prepare(home, base_url), base_url):
+            rows, messages = measure(home, outside, options.runs, options.pause)
     found = {
         "pipelines": CONNECTIONS * PIPELINES,
         "connections": CONNECTIONS,
-        "runs": len(seconds),
-        "p50": round(seconds[len(seconds) // 2], 1),
-        "p95": round(seconds[int(len(seconds) * 0.95)], 1),
-        "max": round(seconds[-1], 1),
+        "runs": len(rows),
+        "seconds to the row": spread(rows),
+        "seconds to the accepted message": spread(messages),
     }
     Path(".chm/freshness.json").write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
     print(found)

@@ -1,5 +1,6 @@
 """CHM stopped or blind: no client is blamed, and the operator is notified once."""
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,18 +16,24 @@ from chm_dagster.errors import Permanent, Transient
 from chm_dagster.warehouse.api_uptime import api_state, mark_api_up
 from chm_dagster_tests.alerting.situations import World
 from chm_dagster_tests.alerting.test_delivering import Receiver
+from chm_dagster_tests.factories import rows
 from chm_dagster_tests.unit.test_alert_evaluation import at
 
 MINUTE = timedelta(minutes=1)
 
 
 class Monitor:
-    """CHM on a clock of its own, with two partners and rules that need coverage, and everybody who is notified."""
+    """CHM on a clock of its own, with two partners, a job that reports its own runs, rules that need coverage, and
+    everybody who is notified. A report that is sent while the API is down is lost.
+    """
 
     def __init__(self, engine: sa.Engine, home: Path) -> None:
         self.world, self.receiver = World(engine), Receiver()
         self.operator = Operator(home, (Channel.INBOX, "operator"))
-        self.now = at(4)
+        self.now = self.heard = at(4)
+        self.gaps: list[tuple[datetime, datetime]] = []
+        self.job = self.world.pipeline("acme/backup", pushed=True, schedule_cron="*/10 * * * *")
+        self.world.rule("missed_run", pipeline_id="acme/backup", window_minutes=15)
         self.pipelines = {}
         for name in ("airflow_eu", "dbt_us"):
             key = f"acme/{name.replace('_', '-')}"
@@ -34,20 +41,49 @@ class Monitor:
             for kind, window in (("missed_run", 15), ("no_success_in_window", 30), ("running_too_long", 20)):
                 self.world.rule(kind, pipeline_id=key, window_minutes=window)
 
-    def run(self, minutes: float, *, evaluates: bool = True, reads: Callable[[str], bool] = lambda _: True) -> None:
-        """Let time pass. Pipelines run every ten minutes; partners are read every five minutes, if they can be."""
+    def run(
+        self,
+        minutes: float,
+        *,
+        evaluates: bool = True,
+        hears: bool = True,
+        works: bool = True,
+        reads: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        """Let time pass. Pipelines run every ten minutes; partners are read every five minutes, if they can be.
+
+        The daemon `evaluates` and reads, the API `hears` the job that reports its runs, if that `works`.
+        """
         end = self.now + minutes * MINUTE
         while self.now < end:
             self.now += 5 * MINUTE
+            self._hear(hears, works)
             for name, pipeline in self.pipelines.items():
                 if evaluates and reads(name):
                     self._read(pipeline)
                 elif evaluates:
                     self._fail(pipeline)
             if evaluates:
-                self.operator.look(self.world.warehouse.ask("connections"), self.now)
+                since = None if hears else self.heard
+                api = ConnectionState("CHM's API", 1, self.heard, since, "", is_api=True)
+                self.operator.look(self.world.warehouse.ask("connections"), self.now, api)
                 self.world.evaluate((self.now - at(0)) / timedelta(hours=1))
                 deliver(self.world.engine, self.receiver, lambda: self.now, operator=self.operator)
+
+    def _hear(self, hears: bool, works: bool) -> None:
+        """What the API's processes note every few seconds, and the job's reports: ten minutes apart, if they arrive."""
+        if hears:
+            if self.now - self.heard > 5 * MINUTE:
+                self.gaps.append((self.heard, self.now))
+            self.heard = self.now
+            if works and self.now.minute % 10 == 0:
+                earlier = rows(self.world.engine, "SELECT started_at FROM runs WHERE pipeline_id = :id", id=self.job)
+                starts = [*(row["started_at"] for row in earlier), self.now]
+                self.world.runs(self.job, " ".join(f"S{(start - at(0)) / (60 * MINUTE):.4f}" for start in starts))
+                self.world.set("pipelines", self.job, due_at=self.now + 10 * MINUTE)
+        gaps = json.dumps([{"lost": lost.isoformat(), "heard": heard.isoformat()} for lost, heard in self.gaps])
+        (owner,) = rows(self.world.engine, "SELECT client_id FROM pipelines WHERE id = :id", id=self.job)
+        self.world.set("clients", owner["client_id"], heard_through=self.heard, api_gaps=gaps)
 
     def _read(self, pipeline: object) -> None:
         """A complete sync brings every run so far: one every ten minutes, each took a minute."""
@@ -83,14 +119,29 @@ def monitor(engine: sa.Engine, tmp_path: Path) -> Monitor:
     return found
 
 
-def test_stopping_everything_for_an_hour_blames_no_client_and_is_announced_once(monitor: Monitor) -> None:
-    """The same as stopping the daemon alone: it evaluates, and starts every sync."""
-    monitor.run(60, evaluates=False)
+@pytest.mark.parametrize("hears", [False, True], ids=["everything", "only the daemon"])
+def test_stopping_chm_for_an_hour_blames_no_client_and_is_announced_once(monitor: Monitor, hears: bool) -> None:
+    monitor.run(60, evaluates=False, hears=hears)
     monitor.run(60)
     assert monitor.about_clients == []
     [(kind, text)] = monitor.about_chm
     assert kind is NoteKind.WAS_STOPPED
     assert text.startswith("CHM did not look from 2026-03-02 04:30 UTC to 2026-03-02 05:35 UTC (1 h 5 min).")
+
+
+def test_stopping_the_api_for_an_hour_blames_no_client_and_is_announced_once(monitor: Monitor) -> None:
+    monitor.run(60, hears=False)
+    monitor.run(60)
+    assert monitor.about_clients == []
+    assert [kind for kind, _ in monitor.about_chm] == [NoteKind.BLIND, NoteKind.SEES_AGAIN]
+    assert "CHM's API has been down since" in monitor.about_chm[0][1]
+
+
+def test_a_job_that_fell_silent_while_only_the_daemon_was_stopped_is_announced(monitor: Monitor) -> None:
+    """The API was up: had the job reported, it would have been heard."""
+    monitor.run(60, evaluates=False, works=False)
+    monitor.run(5, works=False)
+    assert monitor.about_clients == ["opened acme/backup"]
 
 
 def test_one_blind_partner_blames_no_client_and_is_announced_once_and_once_when_it_is_over(monitor: Monitor) -> None:
