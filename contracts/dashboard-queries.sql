@@ -28,6 +28,7 @@
 --   later was running then. Clients, pipelines and their settings are those of now. Due times are kept for now only: a
 --   pipeline with a schedule that has run since then is never called late, and where it was healthy otherwise, its
 --   health_reason says that lateness is not known. Maintenance counts as far as the calendar still has the window.
+--   `error_groups` and `failed_runs` take `at` as well: it is where their time span ends, unless `until` says otherwise.
 --   `connections`, `open_episodes` and `waiting_messages` have no `at`, because their past states are not kept;
 --   `past_episodes` has the past of episodes, and questions about a time span take `until`.
 --
@@ -756,6 +757,7 @@ ORDER BY coalesce(n.failures, 0) DESC, c.slug;
 --   client_slug text = null: only this client
 --   platform text = null: only this platform
 --   environment text = null (dev, staging, prod): only this environment
+--   at timestamptz = now(): as it was at this time in the past, from what is known now; the time span ends there
 -- Columns:
 --   error_id text: short for the fingerprint
 --   fingerprint text: what the messages have in common; empty if there was none, null if CHM has not computed it
@@ -829,13 +831,16 @@ FROM (
             (array_agg(f.id ORDER BY f.effective_at DESC, f.finished_at DESC NULLS LAST, f.id DESC))[1] AS last_id
         FROM settled_runs AS f
         WHERE f.status = 'failed'
-          AND f.effective_at >= coalesce(CAST(:since AS timestamptz), now() - interval '168 hours')
-          AND f.effective_at < coalesce(CAST(:until AS timestamptz), now())
+          AND f.effective_at >= coalesce(
+              CAST(:since AS timestamptz), CAST(:at AS timestamptz) - interval '168 hours', now() - interval '168 hours'
+          )
+          AND f.effective_at < coalesce(CAST(:until AS timestamptz), CAST(:at AS timestamptz), now())
+          AND (CAST(:at AS timestamptz) IS NULL OR coalesce(f.finished_at, f.effective_at) <= CAST(:at AS timestamptz))
           AND (CAST(:error_id AS text) IS NULL OR coalesce(md5(f.error_fingerprint), 'none') = :error_id)
         GROUP BY 1, 2
     ) AS n
     JOIN pipelines_of(CAST(:client_slug AS text), CAST(:environment AS text)) AS p ON p.pipeline_id = n.pipeline_id
-    LEFT JOIN LATERAL latest_health_runs(n.pipeline_id, 1) AS latest ON true
+    LEFT JOIN LATERAL latest_health_runs(n.pipeline_id, 1, CAST(:at AS timestamptz)) AS latest ON true
     WHERE (CAST(:platform AS text) IS NULL OR p.platform = :platform)
     GROUP BY n.fingerprint
     ORDER BY clients DESC, failures DESC, last_seen_at DESC, n.fingerprint
@@ -855,6 +860,7 @@ ORDER BY g.clients DESC, g.failures DESC, g.last_seen_at DESC, g.fingerprint;
 --   client_slug text = null: only this client
 --   platform text = null: only this platform
 --   environment text = null (dev, staging, prod): only this environment
+--   at timestamptz = now(): as it was at this time in the past, from what is known now; the time span ends there
 -- Columns:
 --   client_id uuid
 --   client_slug text
@@ -896,8 +902,11 @@ SELECT
 FROM settled_runs AS r
 JOIN pipelines_of(CAST(:client_slug AS text), CAST(:environment AS text)) AS p ON p.pipeline_id = r.pipeline_id
 WHERE r.status = 'failed'
-  AND r.effective_at >= coalesce(CAST(:since AS timestamptz), now() - interval '168 hours')
-  AND r.effective_at < coalesce(CAST(:until AS timestamptz), now())
+  AND r.effective_at >= coalesce(
+      CAST(:since AS timestamptz), CAST(:at AS timestamptz) - interval '168 hours', now() - interval '168 hours'
+  )
+  AND r.effective_at < coalesce(CAST(:until AS timestamptz), CAST(:at AS timestamptz), now())
+  AND (CAST(:at AS timestamptz) IS NULL OR coalesce(r.finished_at, r.effective_at) <= CAST(:at AS timestamptz))
   AND (CAST(:error_id AS text) IS NULL OR coalesce(md5(r.error_fingerprint), 'none') = :error_id)
   AND (CAST(:platform AS text) IS NULL OR p.platform = :platform)
 ORDER BY r.effective_at DESC, r.id DESC

@@ -31,7 +31,7 @@ MAX_RUNS = 200
 """Failed runs that a page reads: as many as the query returns."""
 DAY = timedelta(days=1)
 MICROSECOND = timedelta(microseconds=1)
-TIMED = frozenset({"overview", "pipelines", "client", "pipeline", "run", "changes", "flaky"})
+TIMED = frozenset({"overview", "pipelines", "client", "pipeline", "run", "changes", "flaky", "errors", "failed_runs"})
 """The pages that can be about a time in the past; the others are about now, and say so."""
 HEALTH = tuple(str(health) for health in Health)
 """The states of health, the worst first."""
@@ -49,20 +49,20 @@ def overview(reading: Reading, filters: Filters) -> Facts:
         "clients": _part(chosen, filters.skip),
         "attention": _people(_attention(reading, filters, GLANCE)),
         "changes": _changes(reading, filters, GLANCE),
+        "shared_errors": [
+            row for row in _error_groups(reading, filters) if row["clients"] > 1 and row["still_failing"] and row["why"]
+        ],
         **(_troubles(reading, filters) if filters.at is None else _NO_TROUBLES),
     }
 
 
-_NO_TROUBLES: Facts = {"blind": [], "shared_errors": [], "undeliverable": 0}
+_NO_TROUBLES: Facts = {"blind": [], "undeliverable": 0}
 """Of a time in the past: they are not kept, and are not shown."""
 
 
 def _troubles(reading: Reading, filters: Filters) -> Facts:
     return {
         "blind": [row for row in _connections(reading, filters) if is_blind(row, reading.as_of)],
-        "shared_errors": [
-            row for row in _error_groups(reading, filters) if row["clients"] > 1 and row["still_failing"] and row["why"]
-        ],
         "undeliverable": len(reading.rows("waiting_messages", message_state="undeliverable", **filters.scope)),
     }
 
@@ -153,9 +153,10 @@ def errors(reading: Reading, filters: Filters) -> Facts:
 
 def failed_runs(reading: Reading, filters: Filters) -> Facts:
     """The failed runs of a time span, of one error or of all, and what is known of that error."""
-    narrow = {"since": _since(reading, filters.days), "error_id": filters.error, "platform": filters.platform}
-    group = reading.rows("error_groups", groups=1, **narrow, **filters.scope)[:1] if filters.error else []
-    runs = for_people(reading.rows("failed_runs", runs=MAX_RUNS, **narrow, **filters.scope))
+    since = _since(reading, filters, filters.days)
+    narrow = {"since": since, "error_id": filters.error, "platform": filters.platform, **filters.timed}
+    group = reading.rows("error_groups", groups=1, **narrow)[:1] if filters.error else []
+    runs = for_people(reading.rows("failed_runs", runs=MAX_RUNS, **narrow))
     return {
         "runs": _part(runs, filters.skip),
         "group": next(iter(for_people(group)), None),
@@ -245,21 +246,22 @@ def _attention(reading: Reading, filters: Filters, first: int) -> Excerpt:
 
 
 def _changes(reading: Reading, filters: Filters, first: int) -> Excerpt:
-    since = _since(reading, 1) if filters.at is None else filters.at - DAY
-    where = {"change": filters.change}
+    since, where = _since(reading, filters, 1), {"change": filters.change}
     return _people(
         reading.excerpt("changed_since", first=first, skip=filters.skip, where=where, since=since, **filters.timed)
     )
 
 
-def _since(reading: Reading, days: int) -> datetime:
+def _since(reading: Reading, filters: Filters, days: int) -> datetime:
+    if filters.at is not None:
+        return filters.at - days * DAY
     # To the minute, so that viewers share the answer.
     return (reading.now - days * DAY).replace(second=0, microsecond=0)
 
 
 def _error_groups(reading: Reading, filters: Filters) -> list[dict[str, Any]]:
-    since = _since(reading, filters.days)
-    found = reading.rows("error_groups", since=since, groups=MAX_GROUPS, platform=filters.platform, **filters.scope)
+    since = _since(reading, filters, filters.days)
+    found = reading.rows("error_groups", since=since, groups=MAX_GROUPS, platform=filters.platform, **filters.timed)
     return [{**row, "pipelines_shown": _named(row["pipeline_keys"])} for row in for_people(found)]
 
 

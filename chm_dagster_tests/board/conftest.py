@@ -44,6 +44,8 @@ PAGES = (
         "/?at=2h",
         "/clients/acme?at=2h",
         "/clients/acme/orders?at=2h",
+        "/errors?at=2h",
+        "/errors/runs?at=2h&days=1",
         f"{RUN}&at=30m",
         f"{RUN}&at=2h",
         "/rules?at=2h",

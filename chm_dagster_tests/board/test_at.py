@@ -39,7 +39,7 @@ def test_the_pages_show_what_was_true_then(board: httpx.Client, fixed: None) -> 
 
 def test_every_link_keeps_the_time_and_one_leads_back_to_now(board: httpx.Client, fixed: None) -> None:
     run = "/clients/acme/orders/run?id=run-3"
-    for path in ("/", "/pipelines", "/clients/acme", "/clients/acme/orders", run, "/changes", "/flaky"):
+    for path in ("/", "/pipelines", "/clients/acme", "/clients/acme/orders", run, "/changes", "/flaky", "/errors"):
         text = page(board, f"{path}{'&' if '?' in path else '?'}{AT}")
         hrefs = [unescape(href) for href in Links(text).hrefs if href.startswith("/")]
         lost = {href for href in hrefs if "at=" not in href and not href.startswith(("/board/", "/docs"))}
@@ -88,8 +88,31 @@ def test_a_run_was_running_until_it_finished_and_was_not_there_before_it_began(
     assert "no disk" not in of_pipeline
 
 
+def test_errors_are_those_of_the_time_before(board: httpx.Client, fixed: None) -> None:
+    """Of its two failures, one had ended two and a half hours ago."""
+    now, then = words(page(board, "/errors")), words(page(board, f"/errors?{AT}"))
+    assert "over 2 failures at 1 client" in now
+    assert "1 pipeline still failing 2 failures at 1 client" in then
+    assert "Failed runs of the 7 days before" in then
+    earlier = page(board, f"/errors?{as_of(2.5)}")
+    assert "1 pipeline still failing 1 failure at 1 client" in words(earlier)
+    (runs,) = {unescape(href) for href in Links(earlier).hrefs if href.startswith("/errors/runs")}
+    listed = words(page(board, runs))
+    assert "1 failure of 1 pipeline at 1 client in the 7 days before." in listed
+    assert "no disk for run-2" in listed and "run-3" not in listed
+    assert "No run failed in the 7 days before." in words(page(board, f"/errors?{as_of(3)}"))
+
+
+def test_the_same_error_at_several_clients_is_on_the_overview_of_then(board: httpx.Client, engine: Engine) -> None:
+    for client in ("Acme", "Bolt"):
+        runs = [execution(1, "F", NOW - 3 * HOUR, error="disk full"), execution(2, "S", NOW - HOUR)]
+        watch(engine, runs, "orders", client)
+    assert "Same error at several clients" not in page(board, "/")
+    assert "2 clients , 2 pipelines still failing disk full" in words(page(board, f"/?{as_of(2)}"))
+
+
 def test_a_page_about_now_says_so(board: httpx.Client, fixed: None) -> None:
-    for path in ("/rules", "/partners", "/errors", "/wall"):
+    for path in ("/rules", "/partners", "/reports", "/wall"):
         assert "This page is about now" in words(page(board, f"{path}?{AT}"))
     assert "Back to now" not in page(board, "/")
 

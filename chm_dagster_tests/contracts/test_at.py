@@ -24,6 +24,7 @@ def test_every_question_about_health_now_can_be_about_then() -> None:
     assert set(TIMED) == {
         *("changed_since", "failing_now", "flaky_pipelines", "latest_status_by_client"),
         *("latest_status_by_pipeline", "needs_attention", "recent_runs_by_pipeline"),
+        *("error_groups", "failed_runs"),
     }
 
 
@@ -83,6 +84,18 @@ def test_before_anything_is_known_everything_is_unknown(engine: sa.Engine) -> No
     assert row["health_reason"] == "no run has settled yet"
 
 
+def test_an_error_counts_from_when_a_run_had_failed_with_it(engine: sa.Engine) -> None:
+    """It began before the first time asked for and ended after it; then it was mended."""
+    watch(engine, [execution(1, "F", NOW - 6 * HOUR, NOW - 4 * HOUR), execution(2, "S", NOW - 2 * HOUR)])
+    for question in ("error_groups", "failed_runs"):
+        assert ask(engine, question, at=NOW - 5 * HOUR) == []
+        assert len(ask(engine, question, at=NOW - 3 * HOUR)) == len(ask(engine, question)) == 1
+        assert ask(engine, question, at=NOW + 8 * DAY) == []
+        assert ask(engine, question, at=NOW - 3 * HOUR, since=NOW - 5 * HOUR) == []
+    assert one(engine, "error_groups", at=NOW - 3 * HOUR)["still_failing"] == 1
+    assert one(engine, "error_groups")["still_failing"] == 0
+
+
 def test_a_run_as_it_was_is_the_same_in_the_database_and_in_python(engine: sa.Engine) -> None:
     times = [execution(1, "F", NOW - 8 * HOUR, NOW - 6 * HOUR), execution(2, "S", NOW - 7 * HOUR, NOW - 5 * HOUR)]
     pipeline = watch(engine, [*times, execution(3, "R", NOW - 4 * HOUR), execution(4, "C", NOW - 4 * HOUR, None)])
@@ -108,7 +121,9 @@ def without_time(sql: str) -> str:
     sql = re.sub(rf"health_at\(([^()]+), {re.escape(AT)}\)", r"health_of(\1, now())", sql)
     runs = "(SELECT * FROM health_runs AS h WHERE h.pipeline_id = p.pipeline_id)"
     sql = sql.replace(f"health_runs_at(p.pipeline_id, {AT})", runs)
-    sql = sql.replace(f"coalesce({AT}, now())", "now()").replace(f"{AT} - interval '24 hours', ", "")
+    sql = re.sub(rf"AND \({re.escape(AT)} IS NULL OR [^()]+\([^()]+\) <= {re.escape(AT)}\)", "", sql)
+    sql = sql.replace(f"coalesce({AT}, now())", "now()")
+    sql = re.sub(rf"{re.escape(AT)}( - interval '\d+ hours')?, ", "", sql)
     return re.sub(rf",\s+{re.escape(AT)}(?=\s*\))", "", sql)
 
 
@@ -134,6 +149,6 @@ def test_without_a_time_the_plan_is_that_of_a_question_about_now(name: str, engi
 @pytest.mark.parametrize("name", TIMED)
 def test_with_a_time_runs_are_still_read_by_index(name: str, engine: sa.Engine) -> None:
     found = [part for part in shape(engine, queries()[name].sql, at=NOW - DAY) if part[3] == "runs"]
-    latest = [condition for _, index, condition, _ in found if index == "ix_runs_latest"]
-    assert any("effective_at <=" in condition for condition in latest)
+    bounds = [condition for _, index, condition, _ in found if index in ("ix_runs_latest", "ix_runs_failed")]
+    assert any("effective_at <" in condition for condition in bounds), found
     assert "Seq Scan" not in {kind for kind, _, _, _ in found}

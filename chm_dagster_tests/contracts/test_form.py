@@ -134,11 +134,11 @@ def test_every_query_states_its_question_and_its_parameters_accept_their_values(
     for parameter in query.parameters:
         cast = f"CAST(:{parameter.name} AS {parameter.type})"
         if parameter.name == "at":
-            assert re.search(rf", {re.escape(cast)}\s*\)", query.sql)
+            assert re.search(rf", {re.escape(cast)}\s*\)|{re.escape(cast)} IS NULL OR", query.sql)
         elif parameter.default != "null":
-            # With `at`, spans reach back from there.
-            sql = re.sub(r" CAST\(:at AS timestamptz\) - interval '[^']+',", "", query.sql)
-            assert f"coalesce({cast}, {parameter.default})" in sql, parameter
+            # With `at`, spans end there and reach back from there.
+            sql = re.sub(r" CAST\(:at AS timestamptz\)( - interval '[^']+')?,", "", query.sql)
+            assert f"coalesce({cast}, {parameter.default})" in re.sub(r"(?<=\()\s+|\s+(?=\))", "", sql), parameter
         else:
             assert f"{cast} IS NULL OR" in query.sql or f"({FILTERS}) AS p" in query.sql, parameter
 
