@@ -10,7 +10,6 @@ ledger, by polling for it, and when the message arrives. The figures hold for a 
 import argparse
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -136,7 +135,7 @@ def free_port() -> str:
 
 @contextmanager
 def stack(home: Path, partners_file: Path, base_url: str) -> Iterator[None]:
-    """`chm up`, once it serves; ended with Ctrl-C."""
+    """`chm up`, once it serves; ended at the end."""
     environment = {
         **os.environ,
         **{f"CHM_WEBHOOK_URL_{variable_name(c)}": f"{base_url}/hooks/{c}" for c, _ in names()},
@@ -157,7 +156,7 @@ def stack(home: Path, partners_file: Path, base_url: str) -> Iterator[None]:
             threading.Thread(target=up.stdout.read, daemon=True).start()
             yield
         finally:
-            up.send_signal(signal.SIGINT)
+            up.terminate()
             up.wait(60)
 
 

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shutil
 import signal
 import ssl
+import subprocess
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -177,3 +179,25 @@ def _database(server: EmbeddedPostgres, template: str) -> Iterator[str]:
     yield server.url(name)
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not shutil.which("openssl"):
+        pytest.skip("making a certificate needs openssl")
+    pem = tmp_path_factory.mktemp("tls") / "both.pem"
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run([*command.split(), "-keyout", pem, "-out", f"{pem}.crt"], check=True, capture_output=True)
+    pem.write_bytes(pem.read_bytes() + Path(f"{pem}.crt").read_bytes())
+    return pem
+
+
+@pytest.fixture
+def server_tls(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A server's TLS whose certificate this process trusts."""
+    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context

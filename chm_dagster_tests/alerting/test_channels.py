@@ -5,9 +5,7 @@ import base64
 import hashlib
 import hmac
 import json
-import shutil
 import ssl
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -252,28 +250,6 @@ def test_a_long_list_is_cut_after_ten_lines() -> None:
 # --- email ------------------------------------------------------------------------------------------------------------
 
 EMAIL = message(Channel.EMAIL, "oncall@example.com")
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not shutil.which("openssl"):
-        pytest.skip("making a certificate needs openssl")
-    pem = tmp_path_factory.mktemp("tls") / "both.pem"
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
-    )
-    subprocess.run([*command.split(), "-keyout", pem, "-out", f"{pem}.crt"], check=True, capture_output=True)
-    pem.write_bytes(pem.read_bytes() + Path(f"{pem}.crt").read_bytes())
-    return pem
-
-
-@pytest.fixture
-def server_tls(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
-    """A server's TLS whose certificate this process trusts."""
-    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
 
 
 def by_mail(url: str) -> Channels:
