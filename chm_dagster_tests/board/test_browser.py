@@ -1,5 +1,6 @@
 """The board in a real browser: axe finds nothing to report, the keyboard reaches everything, and no script is needed."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -12,22 +13,27 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.warehouse import Warehouse
-from chm_dagster_tests.board.conftest import PAGES, TOKEN, change, served
+from chm_dagster_tests.board.conftest import PAGES, RULE, TOKEN, change, served
 from chm_dagster_tests.board.test_pages import hostile
-from chm_dagster_tests.contracts.histories import watch
+from chm_dagster_tests.contracts.histories import DAY, NOW, watch
 
 __all__ = ["hostile"]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
-SIZES = {"phone": (360, 740), "desktop": (1440, 900), "4K": (3840, 2160)}
+SIZES = {"small phone": (360, 740), "phone": (390, 844), "desktop": (1440, 900), "4K": (3840, 2160)}
 MAX_PAGE_BYTES = 100_000
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        # The language decides how a time is typed.
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--lang=en-US"],
+            env={**os.environ, "LANGUAGE": "en_US"},
+        )
         yield browser
         browser.close()
 
@@ -69,9 +75,53 @@ def test_no_page_scrolls_sideways(chromium: Browser, url: str, busy: Engine, siz
         assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, size)
 
 
-def test_the_keyboard_reaches_every_link_and_shows_where_it_is(chromium: Browser, url: str, busy: Engine) -> None:
+@pytest.mark.parametrize(("width", "lines"), [(1400, 2), (800, 3)])
+def test_the_banner_of_a_time_in_the_past_has_few_lines(
+    chromium: Browser, url: str, busy: Engine, width: int, lines: int
+) -> None:
+    page = opened(chromium, viewport={"width": width, "height": 900})
+    for path in ("/?at=2h", "/clients/acme/orders?at=2h", "/errors?at=2h", "/rules?at=2h"):
+        page.goto(url + path)
+        height, line = page.evaluate(
+            "() => { const parts = [...document.querySelectorAll('#then p')];"
+            " return [parts.reduce((sum, part) => sum + part.offsetHeight, 0),"
+            " parseFloat(getComputedStyle(parts[0]).lineHeight)]; }"
+        )
+        assert round(height / line) <= lines, (path, height, line)
+
+
+def tab_to(page: Page, expression: str, wanted: str) -> None:
+    """Press Tab until the element that has the focus is the wanted one."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate(expression) == wanted:
+            return
+    raise AssertionError(f"the keyboard does not reach {wanted}")
+
+
+def test_the_keyboard_alone_chooses_a_time_and_comes_back(chromium: Browser, url: str, busy: Engine) -> None:
     page = opened(chromium)
     page.goto(url)
+    then = NOW - 2 * DAY
+    tab_to(page, "document.activeElement.name", "at")
+    page.keyboard.type(f"{then:%m%d%Y}")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.type(f"{then:%I%M%p}")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(rf"at={then:%Y-%m-%dT%H}%3A{then:%M}"))
+    expect(page.locator("#then")).to_contain_text("As of")
+    tab_to(page, "document.activeElement.textContent", "Back to now")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(r"/$"))
+    expect(page.locator("#then")).to_have_count(0)
+
+
+@pytest.mark.parametrize("path", ["/", "/clients/acme/orders?at=2h", "/errors?at=2h", RULE])
+def test_the_keyboard_reaches_every_link_and_shows_where_it_is(
+    chromium: Browser, url: str, busy: Engine, path: str
+) -> None:
+    page = opened(chromium)
+    page.goto(url + path)
     wanted = page.evaluate("document.querySelectorAll('a[href], button, select, input:not([type=hidden])').length")
     reached = set()
     for _ in range(wanted + 20):
