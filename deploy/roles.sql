@@ -71,7 +71,9 @@ BEGIN
           )
     LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, chm_bi', called);
-        IF called::text ~ '^(pg_advisory|pg_try_advisory|pg_sleep|pg_notify)' THEN
+        -- A writer that was stopped in the middle of a batch is ended by the next one. Postgres lets a role end only its
+        -- own sessions.
+        IF called::text ~ '^(pg_advisory|pg_try_advisory|pg_sleep|pg_notify|pg_terminate_backend)' THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I, chm_app', called, owner);
         END IF;
     END LOOP;

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import sqlalchemy as sa
 
-from chm_dagster.errors import DatabaseUnavailable
+from chm_dagster.errors import ConfigError, DatabaseUnavailable
 from chm_dagster.shipped import shipped
 from chm_dagster.warehouse.engine import database_errors
 from chm_dagster.warehouse.tables import metadata
@@ -77,8 +77,8 @@ def _require_known(revision: str) -> None:
 def migrate(engine: sa.Engine, revision: str = "head") -> None:
     """Upgrade to `revision` in one transaction; nothing happens if it is there already.
 
-    Raises DatabaseUnavailable if a lock is not available within five seconds, or if a newer release was here; then
-    nothing has changed.
+    Raises DatabaseUnavailable if a lock is not available within five seconds, or if a newer release was here, and
+    ConfigError if the role may not change the schema; then nothing has changed.
     """
     from alembic import command
 
@@ -88,7 +88,13 @@ def migrate(engine: sa.Engine, revision: str = "head") -> None:
     with database_errors(), engine.connect() as connection:
         config = _config()
         config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+        try:
+            command.upgrade(config, revision)
+        except sa.exc.ProgrammingError as error:
+            if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+                raise
+            role = engine.url.username
+            raise ConfigError(f"{role} may not change the schema: migrate as the owner of the database") from None
 
 
 def downgrade(engine: sa.Engine, revision: str) -> None:

@@ -22,6 +22,11 @@ Rule = Callable[[Compose], list[str]]
 SECRET = re.compile(r"PASSWORD|TOKEN|SECRET|CREDENTIAL|API_KEY")
 REFERENCE = re.compile(r"\$\{(\w+)(?:(:?[-?+])([^}]*))?\}|\$(\w+)")
 PINNED = re.compile(r"(?P<name>[\w./-]+):(?P<tag>v?\d+\.\d+[\w.+-]*)(@sha256:[0-9a-f]{64})?")
+ROLE_PASSWORDS = {
+    "chm": "CHM_POSTGRES_PASSWORD",
+    "chm_app": "CHM_APP_POSTGRES_PASSWORD",
+    "chm_dagster": "CHM_DAGSTER_POSTGRES_PASSWORD",
+}
 OTHERS_VARIABLES = {
     "DAGSTER_HOME",
     "PGPASSFILE",
@@ -239,12 +244,20 @@ def open_code_servers(compose: Compose) -> list[str]:
 
 
 def passwords_too_many(compose: Compose) -> list[str]:
-    """A service of ours has the password of a database exactly if it has its address, and each role is its own."""
-    pairs = {"CHM_DATABASE_URL": "CHM_POSTGRES_PASSWORD", "CHM_DAGSTER_DATABASE_URL": "CHM_DAGSTER_POSTGRES_PASSWORD"}
-    found = {n: spec.get("environment", {}) for n, spec in services(compose).items() if "build" in spec}
-    problems = [n for n, own in found.items() for url, word in pairs.items() if (url in own) != (word in own)]
-    roles = {(url, re.findall(r"//(\w+)@", own[url])[0]) for own in found.values() for url in pairs if url in own}
-    return problems + [f"{len(roles)} roles"] * (len(roles) != 2 or len({role for _, role in roles}) != 2)
+    """Only `migrate` is the owner of CHM's database, and a service of ours has the passwords of exactly its own roles."""
+    problems = []
+    for name, own in ((n, s.get("environment", {})) for n, s in services(compose).items() if "build" in s):
+        roles = {settings.DATABASE_URL: "chm" if name == "migrate" else "chm_app"}
+        roles |= {settings.DAGSTER_DATABASE_URL: "chm_dagster"}
+        problems += [
+            f"{name}: {u} is not of {role}" for u, role in roles.items() if f"//{role}@" not in own.get(u, f"//{role}@")
+        ]
+        wanted = {ROLE_PASSWORDS[role] for url, role in roles.items() if url in own}
+        problems += [f"{name}: {word}" for word in wanted ^ (set(own) & set(ROLE_PASSWORDS.values()))]
+        problems += [
+            f"{name}: {own[word]}" for word in wanted & set(own) if not str(own[word]).startswith(f"${{{word}:?")
+        ]
+    return problems
 
 
 def commands(compose: Compose) -> Iterator[tuple[str, list[str]]]:

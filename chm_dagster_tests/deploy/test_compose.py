@@ -118,6 +118,13 @@ SPOILED: list[tuple[Rule, Callable[[Compose], None]]] = [
     (rules.passwords_too_many, of("api", "environment", "CHM_DAGSTER_POSTGRES_PASSWORD", value="${X:?}")),
     (rules.passwords_too_many, of("daemon", "environment", "CHM_DAGSTER_POSTGRES_PASSWORD", value=None)),
     (rules.passwords_too_many, of("api", "environment", "CHM_DATABASE_URL", value="postgresql://chm_dagster@p/chm")),
+    (rules.passwords_too_many, of("api", "environment", "CHM_DATABASE_URL", value="postgresql://chm@p/chm")),
+    (rules.passwords_too_many, of("api", "environment", "CHM_POSTGRES_PASSWORD", value="${CHM_POSTGRES_PASSWORD:?}")),
+    (rules.passwords_too_many, of("code", "environment", "CHM_APP_POSTGRES_PASSWORD", value=None)),
+    (
+        rules.passwords_too_many,
+        of("code", "environment", "CHM_APP_POSTGRES_PASSWORD", value="${CHM_POSTGRES_PASSWORD:?}"),
+    ),
     (rules.blind_dashboards, of("grafana", "environment", "CHM_BI_POSTGRES_ADDRESS", value=None)),
     (rules.blind_dashboards, of("grafana", "environment", "CHM_POSTGRES_PASSWORD", value="${CHM_POSTGRES_PASSWORD:?}")),
     (rules.blind_dashboards, of("grafana", "environment", "GF_AUTH_ANONYMOUS_ENABLED", value="true")),

@@ -5,78 +5,34 @@ import stat
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import psycopg
 import pytest
 import sqlalchemy as sa
-from psycopg import sql
 
-from chm_dagster.local.postgres import EmbeddedPostgres, _programs
+from chm_dagster.local.postgres import EmbeddedPostgres
 from chm_dagster.warehouse import schema
 from chm_dagster.warehouse.engine import make_engine
 from chm_dagster.warehouse.roles import BI, apply_roles
-from chm_dagster_tests.deploy.compose import ROOT, load, services
-
-DAGSTER_PASSWORD = "another: one \\\\ with / @ and 'quotes'"
-BI_PASSWORD = "third: 'one'"
-METABASE_PASSWORD = "fourth \\ one"
-PASSWORD = 'it\'s a $ecret: with \\ and "quotes" / @'
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    """A server that was set up by the script."""
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("compose"))
-    with server.running():
-        with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-            # The image gives the superuser the same password that the script then gives to the role.
-            connection.execute(sql.SQL("ALTER ROLE postgres PASSWORD {}").format(PASSWORD))
-        psql = [str(_programs(18) / "psql"), "-v", "ON_ERROR_STOP=1", "-X"]
-        environment = {
-            "PATH": os.defpath,
-            "CHM_POSTGRES_PASSWORD": PASSWORD,
-            "CHM_DAGSTER_POSTGRES_PASSWORD": DAGSTER_PASSWORD,
-            "CHM_BI_POSTGRES_PASSWORD": BI_PASSWORD,
-            "CHM_METABASE_POSTGRES_PASSWORD": METABASE_PASSWORD,
-        }
-        address = url(server, "postgres", "postgres")
-        for script in scripts():
-            # Before the last one, as on a server of somebody's own, the superuser's password still works.
-            command = [*psql, "-f", str(ROOT / "deploy" / script), address]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            assert done.returncode == 0, done.stderr
-        yield server
-
-
-def scripts() -> list[str]:
-    """What compose mounts for the image to run, in the order of the names there."""
-    mounts = [volume.split(":") for volume in services(load())["postgres"]["volumes"]]
-    found = {target: Path(source).name for source, target, *_ in mounts if "initdb.d" in target}
-    return [found[target] for target in sorted(found)]
+from chm_dagster_tests.deploy.compose import ROLE_PASSWORDS, ROOT
+from chm_dagster_tests.deploy.conftest import PASSWORDS, scripts, url, without_password
 
 
 def test_the_superuser_loses_its_password_last() -> None:
     assert scripts() == ["postgres-init.sql", "roles.sql", "postgres-superuser.sql"]
 
 
-def url(server: EmbeddedPostgres, database: str, user: str = "chm", password: str = PASSWORD) -> str:
-    _, rest = server.url(database).split("@", 1)
-    return f"postgresql://{user}:{quote(password, safe='')}@{rest}"
-
-
 def test_metabase_has_a_database_of_its_own_and_no_other(server: EmbeddedPostgres) -> None:
     role = "chm_metabase"
-    with psycopg.connect(url(server, role, role, METABASE_PASSWORD)) as connection:
+    with psycopg.connect(url(server, role, role)) as connection:
         connection.execute("CREATE TABLE setting (key text); INSERT INTO setting VALUES ('a')")
         (rights,) = connection.execute("SELECT ARRAY[rolsuper, rolcreatedb, rolcreaterole] FROM pg_roles"
                                        " WHERE rolname = current_user").fetchall()  # fmt: skip
     assert rights == ([False, False, False],)
     for database in ("chm", "chm_dagster"):
         with pytest.raises(psycopg.OperationalError, match="permission denied"):
-            psycopg.connect(url(server, database, role, METABASE_PASSWORD))
+            psycopg.connect(url(server, database, role))
     with pytest.raises(psycopg.OperationalError, match="permission denied"):
         psycopg.connect(url(server, role))
 
@@ -97,21 +53,19 @@ def test_the_owner_grants_the_dashboards_role_what_it_may_read(server: EmbeddedP
     schema.migrate(engine)
     assert apply_roles(engine, {}) == [], "the script has taken away what only a superuser can"
     engine.dispose()
-    with psycopg.connect(url(server, "chm", BI, BI_PASSWORD), autocommit=True) as connection:
+    with psycopg.connect(url(server, "chm", BI), autocommit=True) as connection:
         assert connection.execute("SELECT count(status) FROM run_details").fetchone() == (0,)
         connection.execute("SET default_transaction_read_only = off")
         for statement in ("SELECT payload FROM runs", "SELECT pg_advisory_lock(1)", "CREATE TEMP TABLE t ()"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(statement)
     with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
-        psycopg.connect(url(server, "chm_dagster", BI, BI_PASSWORD))
+        psycopg.connect(url(server, "chm_dagster", BI))
 
 
-@pytest.mark.parametrize(("role", "password"), [("chm", PASSWORD), ("chm_dagster", DAGSTER_PASSWORD)])
-def test_each_role_owns_its_database_alone_and_has_no_other_rights(
-    server: EmbeddedPostgres, role: str, password: str
-) -> None:
-    with psycopg.connect(url(server, role, role, password), autocommit=True) as connection:
+@pytest.mark.parametrize("role", ["chm", "chm_dagster"])
+def test_each_role_owns_its_database_alone_and_has_no_other_rights(server: EmbeddedPostgres, role: str) -> None:
+    with psycopg.connect(url(server, role, role), autocommit=True) as connection:
         connection.execute("CREATE TABLE t ()")
         rights = (
             "SELECT rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls FROM pg_roles WHERE rolname = %s"
@@ -123,7 +77,7 @@ def test_each_role_owns_its_database_alone_and_has_no_other_rights(
         connection.execute("DROP TABLE t")
     (other,) = {"chm", "chm_dagster"} - {role}
     with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
-        psycopg.connect(url(server, other, role, password))
+        psycopg.connect(url(server, other, role))
 
 
 def test_the_entrypoint_hands_each_password_to_libpq_and_not_to_the_program(
@@ -136,10 +90,10 @@ def test_the_entrypoint_hands_each_password_to_libpq_and_not_to_the_program(
         for url in sys.argv[1:]:
             psycopg.connect(url).close()
     """
-    addresses = [without_password(server, role) for role in ("chm", "chm_dagster")]
+    addresses = [without_password(server, role) for role in ROLE_PASSWORDS]
     command = [str(ROOT / "deploy/entrypoint.sh"), sys.executable, "-c", textwrap.dedent(script)]
     environment = {"PATH": os.defpath, "PGPASSFILE": str(file)}
-    passwords = {"CHM_POSTGRES_PASSWORD": PASSWORD, "CHM_DAGSTER_POSTGRES_PASSWORD": DAGSTER_PASSWORD}
+    passwords = {word: PASSWORDS[role] for role, word in ROLE_PASSWORDS.items()}
 
     def start(own: dict[str, str], *urls: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run([*command, *urls], capture_output=True, text=True, env={**environment, **own})
@@ -147,17 +101,15 @@ def test_the_entrypoint_hands_each_password_to_libpq_and_not_to_the_program(
     done = start(passwords, *addresses)
     assert (done.returncode, done.stderr) == (0, "")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    one = {"CHM_POSTGRES_PASSWORD": PASSWORD}
-    assert start(one, addresses[0]).returncode == 0
-    assert start(one, addresses[1]).returncode != 0, "a service has only the passwords that it was given"
-
-
-def without_password(server: EmbeddedPostgres, role: str) -> str:
-    return f"postgresql://{role}@{server.url(role).split('@', 1)[1]}"
+    for (role, word), address in zip(ROLE_PASSWORDS.items(), addresses, strict=True):
+        one = {word: PASSWORDS[role]}
+        assert start(one, address).returncode == 0
+        for other in set(addresses) - {address}:
+            assert start(one, other).returncode != 0, "a service has only the passwords that it was given"
 
 
 def test_a_wrong_password_and_a_superuser_without_one_are_rejected(server: EmbeddedPostgres) -> None:
-    for user, password in (("chm", "wrong"), ("postgres", PASSWORD)):
+    for user, password in (("chm", "wrong"), ("postgres", PASSWORDS["chm"])):
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
             psycopg.connect(url(server, "chm", user, password))
 

@@ -125,7 +125,7 @@ STATEMENTS: dict[str, set[str]] = {
     "SET temp_file_limit = -1": NOBODY,
     "SET session_replication_role = replica": NOBODY,
     "SELECT pg_rotate_logfile()": NOBODY,
-    "SELECT pg_terminate_backend(1)": NOBODY,
+    "SELECT pg_terminate_backend(1)": WRITERS,
     "SELECT pg_reload_conf()": NOBODY,
     "CREATE PUBLICATION p FOR ALL TABLES": NOBODY,
     # Postgres has no privilege for these; deploy/roles.sql says so.
@@ -189,6 +189,16 @@ def test_a_role_may_do_exactly_what_it_should(role: str, connect: Callable[..., 
         found = {statement: outcome(connection, statement) for statement in STATEMENTS}
     wanted = {statement: "allowed" if role in who else "denied" for statement, who in STATEMENTS.items()}
     assert {s: text for s, text in found.items() if text != wanted[s]} == {}
+
+
+def test_a_writer_can_end_its_own_sessions_only(connect: Callable[..., psycopg.Connection]) -> None:
+    end = "SELECT pg_terminate_backend(%s, 10000)"
+    with connect(APP) as one, connect(APP) as other, connect(OWNER) as owner:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied to terminate process"):
+            one.execute(end, [owner.info.backend_pid])
+        one.rollback()
+        assert one.execute(end, [other.info.backend_pid]).fetchone() == (True,)
+        assert owner.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_the_reader_gets_limits_by_default(connect: Callable[..., psycopg.Connection]) -> None:
