@@ -63,6 +63,20 @@ def test_a_pipeline_shows_its_health_and_its_runs_as_they_were(board: httpx.Clie
     assert "It had not run by then" in words(page(board, f"/clients/acme/orders?{as_of(9)}"))
 
 
+def test_what_is_known_for_now_only_says_so(board: httpx.Client, engine: Engine, fixed: None) -> None:
+    disable_pipeline(engine, "orders")
+    listed = "Which pipelines are disabled is known for now only"
+    assert listed in words(page(board, f"/pipelines?health=paused&{AT}"))
+    assert listed not in words(page(board, "/pipelines?health=paused"))
+
+
+def test_spans_end_at_the_time_in_question(board: httpx.Client, fixed: None) -> None:
+    for path, words_of_now in (("/", ["yesterday"]), ("/clients/acme", ["yesterday", "last 30 days"])):
+        now, then = words(page(board, path)), words(page(board, f"{path}?{AT}"))
+        for word in words_of_now:
+            assert (word in now, word in then) == (True, False)
+
+
 def test_the_health_of_a_pipeline_that_is_disabled_now_is_not_known(
     board: httpx.Client, engine: Engine, fixed: None
 ) -> None:
