@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from bench import alerts, queries, report
+from bench import alerts, queries, report, reports
 from bench.loading import compare
 from bench.measuring import machine
 from bench.sizes import FULL, QUICK
@@ -63,6 +63,10 @@ def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
         results["queries"] = queries.run(server.url("queries"), queries.QUICK if quick else queries.FULL)
         engine = make_engine(server.url("queries"))
         results["alerts"] = alerts.run(engine, quick=quick)
+        engine.dispose()
+        server.ensure_database("reports")
+        engine = make_engine(server.url("reports"))
+        results["client_report"] = reports.run(engine, quick=quick)
         engine.dispose()
     results["seconds"] = round(time.perf_counter() - begin, 1)
     return results

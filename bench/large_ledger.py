@@ -44,7 +44,7 @@ INSERT INTO pipelines (client_id, name, slug, platform, pipeline_type, environme
 SELECT
     c.id,
     'Pipeline ' || n,
-    'pipeline-' || lpad(CAST(n AS text), 3, '0'),
+    'pipeline-' || lpad(CAST(n AS text), greatest(3, length(CAST(n AS text))), '0'),
     (ARRAY['airflow', 'airflow', 'airflow', 'dbt', 'dbt', 'prefect', 'dagster', 'airbyte', 'fivetran', 'cron',
            'databricks', 'github_actions', 'vendor_api', 'custom'])[1 + mod(n, 14)],
     (ARRAY['ingestion', 'transform', 'quality', 'export', 'healthcheck'])[1 + mod(n, 5)],

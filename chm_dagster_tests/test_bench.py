@@ -37,6 +37,10 @@ def test_every_figure_is_present_and_positive(results: dict[str, Any]) -> None:
     assert alerts["rows_read_by_an_evaluation"] > 0
     for name in ("evaluation", "back-test of 30 days"):
         assert 0 < alerts[name]["p50_seconds"] <= alerts[name]["p95_seconds"]
+    report = results["client_report"]
+    assert abs(report["runs_of_two_weeks"] - report["pipelines"] * 2 * 7 * 24) <= report["pipelines"]
+    assert set(report["seconds"]) == {"build", *report["bytes"]}
+    assert all(0 < one["min"] <= one["median"] <= one["max"] for one in report["seconds"].values())
 
 
 def test_a_replay_leaves_no_dead_rows_and_hardly_any_wal(results: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ MAX_CRON_CHARS = 200
 EARLY = timedelta(minutes=2)
 """How long before its slot a run may start and still belong to it: clocks differ."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_WEEK = timedelta(weeks=1)
 _MAX_WEEKS = 64
 _LEAP_YEAR = datetime(2024, 1, 1, tzinfo=UTC)
 _NOT_PLACES = frozenset({"localtime", "Factory"})
@@ -82,7 +83,7 @@ class Slots:
     def after(self, moment: datetime) -> datetime | None:
         """The first slot after `moment`; None if none comes within 50 years."""
         week = _week(moment)
-        for slots in (self._week(week), self._week(week + 1)):
+        for slots in map(self._week, (week, week + 1)):
             index = bisect.bisect_right(slots, moment)
             if index < len(slots):
                 return slots[index]
@@ -91,7 +92,7 @@ class Slots:
     def at_or_before(self, moment: datetime) -> datetime | None:
         """The last slot up to `moment`; None if none was in the 50 years before."""
         week = _week(moment)
-        for slots in (self._week(week), self._week(week - 1)):
+        for slots in map(self._week, (week, week - 1)):
             index = bisect.bisect_right(slots, moment)
             if index:
                 return slots[index - 1]
@@ -161,7 +162,7 @@ def slots_of(expression: str, zone: str | None) -> Slots:
 
 
 def _week(moment: datetime) -> int:
-    return (moment - _EPOCH) // timedelta(weeks=1)
+    return (moment - _EPOCH) // _WEEK
 
 
 def _time_zone(name: str) -> str:

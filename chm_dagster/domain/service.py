@@ -197,7 +197,7 @@ def service(pipeline: Watched, runs: Sequence[RunFact], days: Sequence[Day], now
 
 
 def _within(time: datetime, windows: Sequence[Gap]) -> bool:
-    index = bisect.bisect_right(windows, time, key=lambda window: window[0])
+    index = bisect.bisect_right(windows, time, key=lambda window: window[0]) if windows else 0
     return index > 0 and time < windows[index - 1][1]
 
 
@@ -235,8 +235,10 @@ def _spans(pipeline: Watched, runs: Sequence[RunFact], end: datetime) -> dict[Ca
     if not pipeline.is_active:
         expected = dataclasses.replace(expected, schedule_cron=None, max_runtime_minutes=None)
     # What failed or overran in maintenance is no incident. A success in maintenance ends one.
-    counted = [run for run in runs if run.status is RunStatus.SUCCESS or not _in_maintenance(run, pipeline)]
-    timely = [run for run in runs if not _in_maintenance(run, pipeline)]
+    counted = timely = runs
+    if pipeline.maintenance:
+        counted = [run for run in runs if run.status is RunStatus.SUCCESS or not _in_maintenance(run, pipeline)]
+        timely = [run for run in runs if not _in_maintenance(run, pipeline)]
     over = {Cause.FAILING: counted, Cause.MISSED: runs, Cause.OVERRUNNING: timely}
     return {cause: spans_of(rule, expected, over[cause], coverage, end) for cause, rule in _RULES.items()}
 

@@ -7,17 +7,20 @@ import json
 import re
 import shutil
 import subprocess
+from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from chm_dagster.domain.reports import Report, issue, revised
-from chm_dagster.presentation.report.content import content, percent
+from chm_dagster.domain.alerts import RunFact
+from chm_dagster.domain.reports import DayFigures, Report, issue, revised
+from chm_dagster.domain.service import Tally
+from chm_dagster.presentation.report.content import content, day_cell, percent
 from chm_dagster.presentation.report.page import as_html, as_pdf
 from chm_dagster.presentation.report.tables import COLUMNS, as_csv, as_json
-from chm_dagster_tests.unit.test_reports import ADDED, F, Period, at, daily, made, run, watched
+from chm_dagster_tests.unit.test_reports import ADDED, F, Period, S, at, daily, made, run, watched
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -145,6 +148,66 @@ def test_a_large_client_fits_on_one_page(text: str) -> None:
         issue(found), fingerprint="", figures=msgspec.structs.replace(found.figures, runs=1, success_rate=0.1)
     )
     assert pages(as_pdf(revised(found, last))) == 1
+
+
+def crowd(pipelines: int, failures: int, period: Period) -> Report:
+    """Many pipelines that fail many times a day, all month."""
+    days = [at(day, 24 * number / failures) for day in range(1, 31) for number in range(failures)]
+    runs = [run(start, F, minutes=1, run=start.isoformat()) for start in days]
+    now = at(30) + (at(30) - at(27))
+    return made(
+        *((watched(f"p{number}", known=(ADDED, now)), runs) for number in range(pipelines)), period=period, now=now
+    )
+
+
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="needs pdftotext of poppler-utils")
+def test_the_days_of_a_month_with_thousands_of_failures_stay_in_their_cells(tmp_path: Path) -> None:
+    (tmp_path / "report.pdf").write_bytes(as_pdf(crowd(60, 24, Period.month("2026-11"))))
+    command = ["pdftotext", "-bbox", str(tmp_path / "report.pdf"), "-"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    words = re.findall(r'xMin="([\d.]+)" yMin="([\d.]+)" xMax="([\d.]+)" yMax="([\d.]+)">([^<]*)<', found)
+    boxes = [(text, *map(float, box)) for *box, text in words]
+    marks = [box for box in boxes if box[0] == "1.4k"]
+    assert len(marks) == 30, "one for each day: 60 times 24"
+    for one in marks:
+        above = [box for box in boxes if box[0].isdigit() and abs(box[1] - one[1]) < 3 and 0 < one[2] - box[2] < 14]
+        assert len(above) == 1, "each below its own date"
+        assert not [box for box in boxes if box != one and overlap(one, box) > 1]
+    assert {text for text, *_ in boxes if set(text) == {"✗"}}, "and those of a pipeline are signs"
+
+
+def overlap(one: tuple[str, float, float, float, float], other: tuple[str, float, float, float, float]) -> float:
+    """By how many points two words lie on each other; not positive: they do not."""
+    return min(one[3], other[3]) - max(one[1], other[1]) if one[2] < other[4] and other[2] < one[4] else 0.0
+
+
+@pytest.mark.parametrize(
+    ("failures", "sign"),
+    [(7, "7"), (999, "999"), (1_000, "1k"), (1_499, "1.4k"), (9_999, "9.9k"), (12_999, "12k"), (2_500_000, "2M")],
+)
+def test_a_day_has_a_sign_of_four_at_most(failures: int, sign: str) -> None:
+    cell = day_cell(DayFigures(date(2026, 11, 17), Tally(failed=failures), 1.0))
+    assert (cell.mark, cell.word) == (sign, f"{failures:,} failed")
+
+
+def test_many_pipelines_with_the_same_reason_are_counted_and_not_named() -> None:
+    many = [(watched(f"p{number:03}", known=(ADDED, at(20))), []) for number in range(1_000)]
+    some = [(watched(f"gone{number}", known=None, gone=True), []) for number in range(2)]
+    later = [(watched(f"new{number}", known=(at(17, number), at(25))), []) for number in range(5)]
+    notes = dict(content(made(*many, *some, *later)).notes)
+    gone = "Gone0, not known to its partner any more; Gone1, not known to its partner any more"
+    assert notes["Not known"] == f"1,000 pipelines, not read since Fri 20 Nov 00:00; {gone}; and 5 more."
+
+
+def test_the_flakiest_pipelines_are_named_first_and_not_those_that_failed_most() -> None:
+    def story(flips: int) -> list[RunFact]:
+        bad = set(range(1, flips, 2)) | (set(range(12, 28)) if flips < 16 else set())
+        return [run(at(17, number / 2), F if number in bad else S) for number in range(30)]
+
+    pipelines = [(watched(f"p{flips}"), story(flips)) for flips in (8, 10, 16, 20, 24)]
+    notes = dict(content(made(*pipelines)).notes)
+    assert [name.split()[0] for name in notes["Flaky"].split(", ")] == ["P24", "P20", "P16"]
+    assert notes["Flaky"].endswith("and 2 more.")
 
 
 def test_what_is_unknown_reads_unknown_everywhere(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from chm_dagster.domain.evaluation import MAX_SLOTS
 from chm_dagster.domain.reports import UNCOUNTED, Change, DayFigures, Figures, PipelineFigures, Report
 from chm_dagster.domain.service import Cause, Incident, Unknown
-from chm_dagster.presentation.columns import count, duration, listed
+from chm_dagster.presentation.columns import by_reason, count, duration, listed
 
 UNKNOWN = "unknown"
 SHOWN_INCIDENTS, SHOWN_PIPELINES, SHOWN_REVISIONS, SHOWN_NAMES = 6, 7, 3, 3
@@ -159,7 +160,7 @@ def summary(report: Report, unit: str) -> str:
         known = "" if figures.is_known else " known"
         said.append(f"{figures.success:,} of {figures.settled:,}{known} runs succeeded.")
     if figures.incidents:
-        open_ = f", {figures.open_incidents} of them without a known end" if figures.open_incidents else ""
+        open_ = f", {figures.open_incidents:,} of them without a known end" if figures.open_incidents else ""
         said.append(f"{count(figures.incidents, 'incident')}{open_}.")
     else:
         said.append("No incidents." if figures.is_known else "No incidents are known.")
@@ -259,12 +260,21 @@ def day_cell(day: DayFigures) -> DayCell:
     return DayCell(f"{day.date:%a}", str(day.date.day), state, mark, word)
 
 
+def _sign(number: int) -> str:
+    """A number in at most four signs, rounded down: `999`, `1.4k`, `12k`."""
+    if number < 1_000:
+        return str(number)
+    if number < 1_000_000:
+        return f"{number // 100 / 10:g}k" if number < 10_000 else f"{number // 1_000}k"
+    return f"{min(number // 1_000_000, 999)}M"
+
+
 def _state(day: DayFigures) -> tuple[str, str, str]:
     tally = day.tally
     missed = tally.slots - tally.on_time
     if tally.failed or missed:
         parts = [f"{tally.failed:,} failed"] * bool(tally.failed) + [f"{missed:,} not on time"] * bool(missed)
-        return "bad", f"{tally.failed + missed:,}", ", ".join(parts)
+        return "bad", _sign(tally.failed + missed), ", ".join(parts)
     if day.coverage is not None and day.coverage < 1:
         return ("part", "?", "partly known") if day.coverage else ("unknown", "?", UNKNOWN)
     if tally.success or tally.on_time:
@@ -347,16 +357,15 @@ _REASONS: Mapping[Unknown, str] = {
 
 
 def _notes(report: Report, zone: ZoneInfo, unit: str) -> Iterator[tuple[str, str]]:
-    blind = [f"{line(one.name, _CELL_CHARS)}, {reason}" for one in report.pipelines if (reason := _reason(one, zone))]
-    if blind:
-        yield "Not known", f"{listed(blind, SHOWN_NAMES)}."
+    if blind := _blind(report, zone):
+        yield "Not known", f"{blind}."
     flaky = [
-        f"{line(one.name, _CELL_CHARS)} ({count(one.flaky.flips, 'flip')} in its last {one.flaky.settled} runs)"
+        (-one.flaky.flips, f"{name} ({count(one.flaky.flips, 'flip')} in its last {one.flaky.settled} runs)")
         for one in report.pipelines
-        if one.flaky is not None
+        if one.flaky is not None and (name := line(one.name, _CELL_CHARS))
     ]
     if flaky:
-        yield "Flaky", f"{listed(flaky, SHOWN_NAMES)}."
+        yield "Flaky", f"{listed([text for _, text in sorted(flaky, key=itemgetter(0))], SHOWN_NAMES)}."
     if report.figures.in_maintenance:
         left_out = count(report.figures.in_maintenance, "run")
         yield "Maintenance", f"{left_out} in announced maintenance, left out of the figures above."
@@ -366,6 +375,18 @@ def _notes(report: Report, zone: ZoneInfo, unit: str) -> Iterator[tuple[str, str
         yield "Self-reporting", f"{count(own, 'pipeline')}: a report that was lost on its way does not show."
     if report.others:
         yield "Left out", f"{count(report.others, 'pipeline')} outside of production."
+
+
+def _blind(report: Report, zone: ZoneInfo) -> str:
+    """Which pipelines are not known and why. Many with the same reason are counted, not named."""
+    found = by_reason((line(one.name, _CELL_CHARS), why) for one in report.pipelines if (why := _reason(one, zone)))
+    parts: list[tuple[str, int]] = []
+    for reason, names in found.items():
+        many = len(names) > SHOWN_NAMES
+        shown = [count(len(names), "pipeline")] if many else names
+        parts += [(f"{name}, {reason}", len(names) if many else 1) for name in shown]
+    rest = sum(number for _, number in parts[SHOWN_NAMES:])
+    return "; ".join(text for text, _ in parts[:SHOWN_NAMES]) + (f"; and {rest:,} more" if rest else "")
 
 
 def _reason(one: PipelineFigures, zone: ZoneInfo) -> str:
