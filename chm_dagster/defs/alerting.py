@@ -9,7 +9,7 @@ import dagster as dg
 from chm_dagster.alerting.delivering import Sender, deliver
 from chm_dagster.alerting.evaluating import NOTHING_OPEN, evaluate_rules
 from chm_dagster.alerting.operator import Operator
-from chm_dagster.defs.automation import UNFINISHED, named
+from chm_dagster.defs.automation import ALERT_STEPS, RUNS, UNFINISHED, named
 from chm_dagster.presentation.alerts import subject
 from chm_dagster.presentation.columns import EPISODES, MESSAGES, PAST_EPISODES, count, listed
 from chm_dagster.presentation.rendering import markdown_table
@@ -29,12 +29,14 @@ Notified: TypeAlias = Operator | None
 """Who is notified of CHM's own blindness; nobody in tests that do not ask for it."""
 
 
-@dg.asset(group_name="alerting", kinds={"postgres", "markdown"}, owners=["team:chm"])
+@dg.asset(name=ALERT_STEPS[0], deps=[RUNS], group_name="alerting", kinds={"postgres", "markdown"}, owners=["team:chm"])
 def alert_episodes(warehouse: dg.ResourceParam[Warehouse]) -> dg.MaterializeResult[None]:
     """What alert rules have found: the episodes that are open, those that were over in the last day, and messages.
 
-    Materialized whenever an episode opens or is over, and with each delivery.
+    Materialized after each sync, unless a gate fails: it evaluates the rules then. Between syncs the sensor `alerts`
+    evaluates them, and materializes this whenever an episode opens or is over, and with each delivery.
     """
+    evaluate_rules(warehouse.engine)
     found, over = warehouse.ask("open_episodes"), warehouse.ask("past_episodes", since=datetime.now(UTC) - DAY)
     waiting = warehouse.ask("waiting_messages")
     return dg.MaterializeResult(
@@ -49,7 +51,7 @@ def alert_episodes(warehouse: dg.ResourceParam[Warehouse]) -> dg.MaterializeResu
     )
 
 
-@dg.asset(deps=[alert_episodes], group_name="alerting", kinds={"python"}, owners=["team:chm"])
+@dg.asset(name=ALERT_STEPS[1], deps=[alert_episodes], group_name="alerting", kinds={"python"}, owners=["team:chm"])
 def alert_notifications(
     context: dg.AssetExecutionContext,
     warehouse: dg.ResourceParam[Warehouse],

@@ -78,6 +78,8 @@ class NoOutputs(dg.IOManager):
 RUNS = "runs"
 STEPS = ("partner_runs", "canonical_runs", RUNS)
 """The assets of the ingestion graph, in its order."""
+ALERT_STEPS = ("alert_episodes", "alert_notifications")
+"""The assets that evaluate the alert rules and send what follows."""
 PARTITIONS = "chm_pipelines"
 """All code locations of a Dagster instance share the names of dynamic partitions."""
 pipelines_partitions = dg.DynamicPartitionsDefinition(name=PARTITIONS)
@@ -130,8 +132,9 @@ def automation(cron: str, prefix: Sequence[str] = ()) -> dg.Definitions:
     """The job that ingests, the schedule that starts it at this cadence (UTC), and the sensors."""
     job = dg.define_asset_job(
         named(INGEST, prefix),
-        selection=dg.AssetSelection.groups("ingestion", "health"),
-        description="Ingests the pipelines that the run config names (or all), checks the ledger, and reports health.",
+        selection=dg.AssetSelection.groups("ingestion", "health", "alerting"),
+        description="Ingests the pipelines that the run config names (or all), checks the ledger, reports health, and"
+        " sends what alert rules find.",
         # Three steps in processes of their own would take five times as long (docs/adr/0004-one-step-in-process.md).
         executor_def=dg.in_process_executor,
         tags={"dagster/max_runtime": str(MAX_RUNTIME_SECONDS)},
@@ -226,7 +229,7 @@ def partner_news(prefix: Sequence[str] = ()) -> dg.SensorDefinition:
         minimum_interval_seconds=NEWS_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Asks each partner, in a request or a few, whether the ledger lacks anything, and syncs those"
-        " connections at once. The schedule syncs all the others.",
+        " connections at once. Alert rules are evaluated right after that. The schedule syncs all the others.",
     )
     def sensor(
         context: dg.SensorEvaluationContext,
@@ -242,7 +245,7 @@ def partner_news(prefix: Sequence[str] = ()) -> dg.SensorDefinition:
             news = ask_partners(warehouse.engine, partners(), ingested_pipelines(warehouse.engine), now)
         except ChmError as error:
             return dg.SkipReason(f"the partners could not be asked: {error}")
-        assets = [dg.AssetKey([*prefix, step]) for step in STEPS]
+        assets = [dg.AssetKey([*prefix, step]) for step in (*STEPS, *ALERT_STEPS)]
         due, cursor = requests_for(news, context.cursor, now)
         said = summary_of(news)
         if not due:

@@ -7,8 +7,9 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
+from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.defs.conftest import Deployment
-from chm_dagster_tests.factories import one_page, record
+from chm_dagster_tests.factories import one_page, record, rows
 
 CHECKS = {
     "unique_external_run_ids",
@@ -56,7 +57,8 @@ def test_all_checks_pass_on_a_healthy_ledger(deployment: Deployment) -> None:
     result = deployment.sync()
     passed = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
     # The scripted partner's clock is frozen, so its watermarks are behind ours.
-    assert passed == {**dict.fromkeys(CHECKS, True), "inventory_is_synced": False}
+    about_alerts = {"every_message_is_deliverable", "no_open_episodes"}
+    assert passed == {**dict.fromkeys(CHECKS | about_alerts, True), "inventory_is_synced": False}
     assert not health_is_blocked(deployment)
 
 
@@ -117,8 +119,14 @@ def test_a_closed_gate_keeps_health_from_materializing(deployment: Deployment) -
         " $$BEGIN NEW.error_message := 'no disk'; RETURN NEW; END$$",
         "CREATE TRIGGER spoil BEFORE INSERT ON runs FOR EACH ROW EXECUTE FUNCTION spoil()",
     )
-    deployment.says(lambda t: one_page(t.external_id, record("r9")))
+    # The run of `a` is spoiled, the others fail.
+    deployment.says(
+        lambda t: one_page(t.external_id, record("r9", "success" if t.external_id == "acme-a" else "failed"))
+    )
+    rule = {"rule_type": "on_failure", "channel": "inbox", "destination": "team", "client_id": "acme"}
+    Warehouse(deployment.engine).rules.create(rule)
     assert health_is_blocked(deployment)
+    assert rows(deployment.engine, "SELECT episodes FROM alert_rules") == [{"episodes": []}], "the rules wait as well"
 
 
 def test_a_lost_record_closes_the_gate(deployment: Deployment) -> None:

@@ -7,7 +7,7 @@ import dagster as dg
 import pytest
 
 from chm_dagster.definitions import assembled
-from chm_dagster.defs.automation import MAX_SYNCS, STEPS, fail_leftovers, news_config, sync_partitions
+from chm_dagster.defs.automation import ALERT_STEPS, MAX_SYNCS, STEPS, fail_leftovers, news_config, sync_partitions
 from chm_dagster.errors import AuthError, Transient
 from chm_dagster.partners.port import PipelinesFailed, PipelinesSynced, RecordBatch, SyncTarget
 from chm_dagster.warehouse.engine import make_engine
@@ -282,7 +282,7 @@ def test_news_of_a_partner_starts_a_sync_of_its_connection_at_once(deployment: D
     assert news_tick(deployment, cursor)[0] == [], "a run for this is on its way"
     assert run_requested(deployment, request).success
     assert runs_in(deployment) == 6
-    assert {key.to_user_string() for key in request.asset_selection or ()} == set(STEPS)
+    assert {key.to_user_string() for key in request.asset_selection or ()} == {*STEPS, *ALERT_STEPS}
     assert news_tick(deployment, cursor)[0] == []
 
 
@@ -302,6 +302,20 @@ def test_a_sync_for_news_runs_the_checks_and_forgets_nothing_that_others_could_n
     answered = deployment.check(result, "every_partner_answered")
     assert not answered.passed
     assert answered.metadata["reasons"].value == {"connection default: credentials refused (401)": "1 pipeline: acme/b"}
+
+
+def test_a_sync_for_news_evaluates_the_alert_rules_and_sends_what_follows(deployment: Deployment) -> None:
+    rule = {"rule_type": "on_failure", "channel": "slack", "destination": "#data", "client_id": "acme"}
+    Warehouse(deployment.engine).rules.create(rule)
+    deployment.says(lambda t: one_page(t.external_id, record(), record("r2", "failed")))
+    (request,), _, _ = news_tick(deployment)
+    result = run_requested(deployment, request)
+    (shown,) = result.asset_materializations_for_node("alert_episodes")
+    assert shown.metadata["open"].value == 3
+    (sent,) = result.asset_materializations_for_node("alert_notifications")
+    assert sent.metadata["errors"].value == [
+        "slack #data: slack: neither CHM_SLACK_WEBHOOK_URL nor CHM_SLACK_BOT_TOKEN is set"
+    ]
 
 
 def test_partners_are_not_asked_while_several_syncs_for_news_are_running(deployment: Deployment) -> None:
