@@ -650,6 +650,20 @@ SABOTEURS = (
         "unit/test_reports.py::test_of_a_week_that_is_known_in_part_all_well_is_unknown",
     ),
     Saboteur(
+        "a report knows of outages of the API",
+        "warehouse/reports.py",
+        "gaps = tuple(api_gaps(self.connection, start))",
+        "gaps = ()",
+        "reporting/test_building.py::test_a_report_knows_of_a_week_what_a_back_test_knows",
+    ),
+    Saboteur(
+        "a month is issued in a run of its own partition",
+        "defs/reports.py",
+        "job = named(JOBS[period.kind], prefix)",
+        "job = named(JOBS[PeriodKind.WEEK], prefix)",
+        "defs/test_reports.py::test_a_month_that_is_due_is_issued_and_sent_in_a_run_of_its_own_partition",
+    ),
+    Saboteur(
         "a rate is rounded down",
         "presentation/report/content.py",
         "tenths = math.floor(rate * 1000 + 1e-6)",
@@ -673,8 +687,8 @@ SABOTEURS = (
     Saboteur(
         "reports are issued behind the gates",
         "defs/reports.py",
-        " | dg.AssetSelection.checks(*gates)",
-        "",
+        "dg.AssetSelection.checks(*gates, deliverable)",
+        "dg.AssetSelection.checks(deliverable)",
         "defs/test_reports.py::test_a_report_is_not_issued_past_a_gate",
     ),
     Saboteur(
