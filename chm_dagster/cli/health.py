@@ -98,10 +98,7 @@ def changed(
     """
     now = datetime.now(UTC)
     moment = parse_at(at, now, timezone)
-    then = parse_time(since, "--since", moment or now, zone=timezone)
-    if then > (moment or now):
-        wanted = "must not be in the future" if moment is None else "must not be after --at"
-        raise InputError("--since", f"{wanted}; name the time to compare with")
+    then = _since(since, moment, now, timezone, "name the time to compare with")
     show_health(_ask("changed_since", client, environment, at=moment, since=then), form, CHANGED)
 
 
@@ -109,6 +106,7 @@ def errors(
     since: Annotated[
         str, typer.Option("--since", metavar="TIME", help="Failures since this time: 24h, 7d, yesterday, or a date.")
     ] = "7d",
+    at: AtOption = None,
     timezone: TimezoneOption = None,
     client: ClientOption = None,
     platform: Annotated[Platform | None, typer.Option("--platform", help="Only this platform.")] = None,
@@ -121,11 +119,10 @@ def errors(
     Failures with the same message are one error; ids, numbers, times, hosts and paths in it do not count.
     """
     now = datetime.now(UTC)
-    begin = parse_time(since, "--since", now, zone=timezone)
-    if begin > now:
-        raise InputError("--since", "must not be in the future")
+    moment = parse_at(at, now, timezone)
+    begin = _since(since, moment, now, timezone, "name the beginning of the time to look at")
     where = None if platform is None else str(platform)
-    rows = _ask("error_groups", client, environment, since=begin, groups=limit, platform=where)
+    rows = _ask("error_groups", client, environment, at=moment, since=begin, groups=limit, platform=where)
     show_health(rows, form, ERRORS)
     more = rows[0]["all_groups"] - len(rows) if rows else 0
     if more and chosen(form) is Format.TABLE:
@@ -163,6 +160,15 @@ def latest(
     """Show the latest run of every active pipeline."""
     rows = _ask("latest_status_by_pipeline", client, environment, at=_at(at, timezone))
     show_health([row for row in rows if status is None or row["status"] == status], form, LATEST)
+
+
+def _since(text: str, moment: datetime | None, now: datetime, timezone: str | None, fix: str) -> datetime:
+    """The time that `--since` names. Raises InputError if it is after the time that the question is about."""
+    then = parse_time(text, "--since", moment or now, zone=timezone)
+    if then > (moment or now):
+        wanted = "must not be in the future" if moment is None else "must not be after --at"
+        raise InputError("--since", f"{wanted}; {fix}")
+    return then
 
 
 def _at(text: str | None, timezone: str | None) -> datetime | None:

@@ -72,7 +72,9 @@ def test_errors_are_grouped_whatever_numbers_they_contain(acme: Chm) -> None:
     assert acme("errors", "--platform", "dagster", "--format", "table").out.strip() == "No run failed."
     assert acme("run", "record", "acme/invoices", "--status", "failed", "--error", "lost").code == 0
     assert "1 error more: see --limit." in acme("errors", "--limit", "1", "--format", "table").out
-    assert acme("errors", "--since", "2999-01-01").errors == ["--since: must not be in the future"]
+    assert acme("errors", "--since", "2999-01-01").errors == [
+        "--since: must not be in the future; name the beginning of the time to look at"
+    ]
 
 
 def test_flaky_pipelines_flip_and_broken_ones_are_not_flaky(acme: Chm) -> None:
@@ -235,6 +237,8 @@ def test_every_question_can_be_about_a_time(acme: Chm) -> None:
     assert acme("changed", "--at", "90m", "--since", "2h").json[0]["change"] == "regression"
     assert [row["settled_status"] for row in acme("latest", "--at", "90m").json if row["settled_status"]] == ["failed"]
     assert acme("flaky", "--at", "yesterday", "--timezone", "Europe/Berlin").json == []
+    assert [row["failures"] for row in acme("errors", "--at", "90m").json] == [2]
+    assert [row["failures"] for row in acme("errors", "--at", "150m").json] == [1]
     found = acme("status", "--at", "90m")
     assert (found.code, sum(row["failing"] for row in found.json["clients"])) == (1, 1)
     assert "connections" not in found.json and "open_episodes" not in found.json and "at" in found.json
@@ -246,8 +250,10 @@ def test_a_local_time_is_read_in_its_zone_and_nothing_is_said_of_what_is_to_come
     assert acme("run", "record", "acme/orders", *words).code == 0
     for time, zone, code in (("09:00", "Europe/Berlin", 1), ("08:00", "Europe/Berlin", 0), ("08:00", "UTC", 1)):
         assert acme("failing", "--at", f"2026-11-24 {time}", "--timezone", zone).code == code
-    for command in ("failing", "attention", "changed", "flaky", "latest", "status"):
+    for command in ("failing", "attention", "changed", "flaky", "latest", "status", "errors"):
         answer = acme(command, "--at", "2999-01-01")
         assert (answer.code, answer.errors) == (2, ["--at: must not be in the future"])
     late = acme("changed", "--at", "2026-11-24", "--since", "2026-11-25")
     assert late.errors == ["--since: must not be after --at; name the time to compare with"]
+    late = acme("errors", "--at", "2026-11-24", "--since", "2026-11-25")
+    assert late.errors == ["--since: must not be after --at; name the beginning of the time to look at"]
