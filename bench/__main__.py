@@ -11,11 +11,13 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from bench import alerts, queries, report, reports
+from bench import alerts, board, queries, report, reports
+from bench.large_ledger import make
 from bench.loading import compare
 from bench.measuring import machine
 from bench.sizes import FULL, QUICK
 from bench.sync import sync_rounds
+from chm_dagster.alerting.evaluating import evaluate_rules
 from chm_dagster.errors import ChmError
 from chm_dagster.local.postgres import EmbeddedPostgres
 from chm_dagster.warehouse import schema
@@ -28,13 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark. Returns 2 if it cannot run, after printing one line to stderr."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works")
+    parser.add_argument("--board", action="store_true", help="only the pages of the board")
     parser.add_argument("--output", type=Path, default=Path(".chm/bench.json"), help="default: .chm/bench.json")
     options = parser.parse_args(argv)
     try:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         # Next to the result, and so on the same disk as the product's own data.
         with tempfile.TemporaryDirectory(prefix="bench-", dir=options.output.parent) as folder:
-            results = measure(Path(folder).resolve(), quick=options.quick)
+            results = (measure_board if options.board else measure)(Path(folder).resolve(), quick=options.quick)
     except (ChmError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
@@ -63,12 +66,26 @@ def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
         results["queries"] = queries.run(server.url("queries"), queries.QUICK if quick else queries.FULL)
         engine = make_engine(server.url("queries"))
         results["alerts"] = alerts.run(engine, quick=quick)
+        results["board"] = board.run(engine, quick=quick)
         engine.dispose()
         server.ensure_database("reports")
         engine = make_engine(server.url("reports"))
         results["client_report"] = reports.run(engine, quick=quick)
         engine.dispose()
     results["seconds"] = round(time.perf_counter() - begin, 1)
+    return results
+
+
+def measure_board(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """Measure the pages of the board on a new server in `folder`. Prints results on the way."""
+    with EmbeddedPostgres(folder / "home").running() as server:
+        server.ensure_database("board")
+        engine = make_engine(server.url("board"))
+        make(engine, queries.QUICK if quick else queries.FULL)
+        alerts.add_rules(engine)
+        evaluate_rules(engine)
+        results = {"quick": quick, "board": board.run(engine, quick=quick), "machine": _machine(server)}
+        engine.dispose()
     return results
 
 

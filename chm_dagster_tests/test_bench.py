@@ -35,6 +35,7 @@ def test_every_figure_is_present_and_positive(results: dict[str, Any]) -> None:
     alerts = results["alerts"]
     assert alerts["rules"] > QUICK_LEDGER.pipelines
     assert alerts["rows_read_by_an_evaluation"] > 0
+    assert all(page["bytes"] for page in results["board"].values())
     for name in ("evaluation", "back-test of 30 days"):
         assert 0 < alerts[name]["p50_seconds"] <= alerts[name]["p95_seconds"]
     report = results["client_report"]

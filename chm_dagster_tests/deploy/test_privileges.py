@@ -1,15 +1,10 @@
 """What the services of compose do, as the roles that compose gives them, on a server that its scripts have set up."""
 
-import json
-import re
 import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psycopg
@@ -30,58 +25,8 @@ from chm_dagster.warehouse.roles import APP
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.conftest import PLAIN_HTTP
 from chm_dagster_tests.deploy.compose import ROOT, load, services
-from chm_dagster_tests.deploy.conftest import PASSWORDS, VARIABLES, url
-
-TOKEN = "a-token-of-the-tests"
-Result = subprocess.CompletedProcess[str]
-
-
-class Services:
-    """Starts commands as compose does: through the entrypoint, with the environment of a service and no other."""
-
-    def __init__(self, server: EmbeddedPostgres, folder: Path) -> None:
-        self._server, self._folder = server, folder
-        self.more: dict[str, str] = {}
-        (folder / "dagster").mkdir()
-        (folder / "dagster" / "dagster.yaml").symlink_to(ROOT / "dagster.yaml")
-
-    def environment(self, service: str) -> dict[str, str]:
-        """What compose sets, with the addresses and folders of this test."""
-        own = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(self._folder)}
-        for name, given in services(load())[service]["environment"].items():
-            if given is not None:
-                own[name] = self._value(name, str(given))
-        return own | {"PGPASSFILE": str(self._folder / f"{service}.pgpass"), "CHM_HOME": str(self._folder / service)}
-
-    def _value(self, name: str, given: str) -> str:
-        if name == "DAGSTER_HOME":
-            return str(self._folder / "dagster")
-        if address := re.fullmatch(r"(\S+)@postgres:5432/(\w+)", given):
-            return f"{address[1]}@{self._server.url(address[2]).split('@', 1)[1]}"
-        if word := re.fullmatch(r"\$\{(\w+):\?.*\}", given):
-            return {"CHM_API_TOKEN": TOKEN, **{VARIABLES[role]: PASSWORDS[role] for role in PASSWORDS}}[word[1]]
-        return given.replace("${CHM_SYNC_CRON:-*/5 * * * *}", "*/5 * * * *").replace("0.0.0.0", "127.0.0.1")
-
-    def start(self, service: str, *words: str, **more: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [str(ROOT / "deploy/entrypoint.sh"), *words],
-            env=self.environment(service) | self.more | more,
-            cwd=self._folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, service: str, *words: str) -> Result:
-        with self.start(service, *words) as process:
-            out, err = process.communicate(timeout=300)
-        return subprocess.CompletedProcess(words, process.returncode, out, err)
-
-    def chm(self, *words: str) -> Any:
-        """What `chm` prints in the container of the code."""
-        done = self.run("code", "chm", *words, "--format", "json")
-        assert done.returncode == 0, (words, done.stdout, done.stderr)
-        return json.loads(done.stdout)
+from chm_dagster_tests.deploy.conftest import url
+from chm_dagster_tests.deploy.services import TOKEN, Services, is_ready, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -169,20 +114,6 @@ def api(ingested: Services) -> Iterator[httpx.Client]:
         finally:
             process.terminate()
             process.communicate(timeout=60)
-
-
-def is_ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.2)
 
 
 def test_the_api_reads_and_edits(api: httpx.Client) -> None:
