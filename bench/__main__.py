@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from bench import alerts, board, queries, report, reports
+from bench import alerts, board, dashboards, queries, report, reports
 from bench.large_ledger import make
 from bench.loading import compare
 from bench.measuring import machine
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark. Returns 2 if it cannot run, after printing one line to stderr."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works")
-    parser.add_argument("--board", action="store_true", help="only the pages of the board")
+    parser.add_argument("--board", action="store_true", help="only the board's pages and the dashboards")
     parser.add_argument("--output", type=Path, default=Path(".chm/bench.json"), help="default: .chm/bench.json")
     options = parser.parse_args(argv)
     try:
@@ -67,6 +67,7 @@ def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
         engine = make_engine(server.url("queries"))
         results["alerts"] = alerts.run(engine, quick=quick)
         results["board"] = board.run(engine, quick=quick)
+        results["dashboards"] = dashboards.run(engine, quick=quick)
         engine.dispose()
         server.ensure_database("reports")
         engine = make_engine(server.url("reports"))
@@ -77,14 +78,15 @@ def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
 
 
 def measure_board(folder: Path, *, quick: bool) -> dict[str, Any]:
-    """Measure the pages of the board on a new server in `folder`. Prints results on the way."""
+    """Measure the board's pages and the dashboards on a new server in `folder`. Prints results on the way."""
     with EmbeddedPostgres(folder / "home").running() as server:
         server.ensure_database("board")
         engine = make_engine(server.url("board"))
         make(engine, queries.QUICK if quick else queries.FULL)
         alerts.add_rules(engine)
         evaluate_rules(engine)
-        results = {"quick": quick, "board": board.run(engine, quick=quick), "machine": _machine(server)}
+        results = {"quick": quick, "machine": _machine(server)}
+        results |= {"board": board.run(engine, quick=quick), "dashboards": dashboards.run(engine, quick=quick)}
         engine.dispose()
     return results
 
