@@ -189,12 +189,13 @@ def reports(reading: Reading, filters: Filters) -> Facts:
 
 def rules(reading: Reading, filters: Filters) -> Facts:
     """The alert rules, with how many episodes each has open, and the episodes."""
-    page = reading.warehouse.rules.list(client=filters.client, limit=MAX_LIMIT)
+    total = reading.warehouse.rules.count(client=filters.client)
+    page = reading.warehouse.rules.list(client=filters.client, limit=min(filters.skip + ROWS, MAX_LIMIT))
     episodes = reading.rows("open_episodes", **filters.scope)
-    shown = page.items[filters.skip : filters.skip + ROWS]
+    shown = page.items[filters.skip :]
     return {
-        "rules": Excerpt([rule.as_dict() for rule in shown], len(page.items), filters.skip),
-        "is_capped": page.next_cursor is not None,
+        "rules": Excerpt([rule.as_dict() for rule in shown], min(total, MAX_LIMIT), filters.skip),
+        "is_capped": total > MAX_LIMIT,
         "scopes": reading.warehouse.rules.scopes([rule.id for rule in shown]),
         "open": Counter(row["rule_id"] for row in episodes),
         "episodes": Excerpt(episodes[:ROWS], len(episodes)),

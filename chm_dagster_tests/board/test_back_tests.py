@@ -47,6 +47,25 @@ def test_the_page_of_rules_links_to_a_back_test_of_each(board: httpx.Client, rul
     assert 'aria-label="Back-test acme: 2 failures in a row"' in text
 
 
+def test_rules_come_in_pages_and_their_number_is_that_of_all(
+    board: httpx.Client, rule: AlertRule, engine: sa.Engine
+) -> None:
+    more = (
+        "INSERT INTO alert_rules (client_id, rule_type, channel, destination)"
+        " SELECT client_id, 'on_failure', 'slack', '#' || n FROM alert_rules, generate_series(1, 1000) AS n"
+    )
+    with engine.begin() as connection:
+        connection.execute(sa.text(more))
+    first = page(board, "/rules")
+    assert "1 to 50 of 1,000 rules." in words(first)
+    assert "These are the first 1,000 rules" in words(first)
+    assert "951 to 1,000 of 1,000 rules." in words(page(board, "/rules?from=950"))
+    beyond = words(page(board, "/rules?from=2000&client=acme"))
+    assert "There are 1,000 rules, fewer than this page begins after." in beyond
+    assert "nobody is notified" not in beyond
+    assert "No alert rules" in words(page(board, "/rules?client=bolt"))
+
+
 def test_the_page_shows_what_the_api_answers(board: httpx.Client, rule: AlertRule) -> None:
     answer = board.post(f"/api/v1/alert_rules/{rule.id}/test", json={"days": 30}).json()
     assert (answer["episodes"], answer["pipelines"], answer["still_open"]) == (4, 2, 1)

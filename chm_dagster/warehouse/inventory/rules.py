@@ -103,6 +103,14 @@ class Rules:
             items = [AlertRule.from_row(row._mapping) for row in connection.execute(query)]
         return paging.page(items, limit, lambda rule: [rule.id])
 
+    def count(self, *, client: Ref | None = None) -> int:
+        """How many rules there are, of all clients or one. Raises NotFound for the client."""
+        query = sa.select(sa.func.count()).select_from(alert_rules).where(_KEPT)
+        with reading(self._engine) as connection:
+            if client is not None:
+                query = query.where(_of_client(client_id(connection, client)))
+            return int(connection.execute(query).scalar_one())
+
     def scopes(self, rule_ids: Collection[UUID]) -> dict[UUID, tuple[str, str | None]]:
         """What each of these rules is about: the slug of its client, and of its pipeline if it has one."""
         with reading(self._engine) as connection:
