@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from uuid import UUID
@@ -36,6 +37,8 @@ def _digest(episodes: Iterable[UUID]) -> str:
     return hashlib.sha256(" ".join(sorted(map(str, episodes))).encode()).hexdigest()[:16]
 
 
+OTHERS_SECONDS = 20.0
+"""How long an evaluation of another process is waited for."""
 NOTHING_OPEN = _digest(())
 """The digest of a report without open episodes."""
 
@@ -87,6 +90,17 @@ def evaluate_rules(engine: Engine, now: datetime | None = None) -> EvaluationRep
         notices={kind: kinds.count(kind) for kind in NoticeKind if kind in kinds},
         messages=len(messages),
     )
+
+
+def evaluate_news(engine: Engine, wait_seconds: float = OTHERS_SECONDS) -> EvaluationReport | None:
+    """As `evaluate_rules`, after an evaluation that is under way: it may have begun before the news.
+
+    None if that takes longer than this.
+    """
+    give_up = time.monotonic() + wait_seconds
+    while (report := evaluate_rules(engine)) is None and time.monotonic() < give_up:
+        time.sleep(0.2)
+    return report
 
 
 def _openings(

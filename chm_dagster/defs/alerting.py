@@ -7,14 +7,14 @@ from typing import TypeAlias
 import dagster as dg
 
 from chm_dagster.alerting.delivering import Sender, deliver
-from chm_dagster.alerting.evaluating import NOTHING_OPEN, evaluate_rules
+from chm_dagster.alerting.evaluating import NOTHING_OPEN, evaluate_news, evaluate_rules
 from chm_dagster.alerting.operator import Operator
 from chm_dagster.defs.automation import ALERT_STEPS, RUNS, UNFINISHED, named
 from chm_dagster.presentation.alerts import subject
 from chm_dagster.presentation.columns import EPISODES, MESSAGES, PAST_EPISODES, count, listed
 from chm_dagster.presentation.rendering import markdown_table
 from chm_dagster.warehouse.api_uptime import api_state
-from chm_dagster.warehouse.outbox import Outbox
+from chm_dagster.warehouse.outbox import Outbox, is_delivering
 from chm_dagster.warehouse.warehouse import Warehouse
 
 ALERTS, DELIVER = "alerts", "deliver_alerts"
@@ -33,13 +33,14 @@ Notified: TypeAlias = Operator | None
 def alert_episodes(warehouse: dg.ResourceParam[Warehouse]) -> dg.MaterializeResult[None]:
     """What alert rules have found: the episodes that are open, those that were over in the last day, and messages.
 
-    Materialized after each sync, unless a gate fails: it evaluates the rules then. Between syncs the sensor `alerts`
-    evaluates them, and materializes this whenever an episode opens or is over, and with each delivery.
+    Materialized after each sync: it evaluates the rules then. If a gate fails, and between syncs, that is left to the
+    sensor `alerts`, which materializes this whenever an episode opens or is over, and with each delivery.
     """
-    evaluate_rules(warehouse.engine)
+    report = evaluate_news(warehouse.engine)
     found, over = warehouse.ask("open_episodes"), warehouse.ask("past_episodes", since=datetime.now(UTC) - DAY)
     waiting = warehouse.ask("waiting_messages")
     return dg.MaterializeResult(
+        data_version=None if report is None else dg.DataVersion(report.digest),
         metadata={
             "open episodes": dg.MetadataValue.md(markdown_table(found[:SHOWN], EPISODES)),
             "over in the last day": dg.MetadataValue.md(markdown_table(over[:SHOWN], PAST_EPISODES)),
@@ -47,7 +48,7 @@ def alert_episodes(warehouse: dg.ResourceParam[Warehouse]) -> dg.MaterializeResu
             "open": len(found),
             "over": len(over),
             "waiting": len(waiting),
-        }
+        },
     )
 
 
@@ -145,16 +146,22 @@ def alert_sensor(prefix: Sequence[str] = ()) -> dg.SensorDefinition:
         now = datetime.now(UTC)
         waiting += Outbox(warehouse.engine).messages()
         due = [message for message in waiting if message.next_at is not None and message.next_at <= now]
-        # The cursor says which episodes the asset shows; at first, none.
-        digest = context.cursor or NOTHING_OPEN if report is None else report.digest
-        if due or digest != (context.cursor or NOTHING_OPEN):
+        shown = _shown(context.instance, dg.AssetKey([*prefix, ALERT_STEPS[0]]))
+        if due or (report is not None and report.digest != shown):
             # No run_key: Dagster would never repeat a run that died, or that found another one delivering.
             wanted = dg.RunsFilter(job_name=named(DELIVER, prefix), statuses=UNFINISHED)
-            if context.instance.get_runs(wanted, limit=1):
+            if context.instance.get_runs(wanted, limit=1) or is_delivering(warehouse.engine):
                 return dg.SensorResult(skip_reason=f"{count(len(due), 'message')} due, and a delivery is under way")
-            return dg.SensorResult(run_requests=[dg.RunRequest()], cursor=digest)
+            return dg.SensorResult(run_requests=[dg.RunRequest()])
         if report is None:
             return dg.SensorResult(skip_reason="another process is evaluating the rules")
         return dg.SensorResult(skip_reason=f"{count(report.open_episodes, 'open episode')}; nothing is to be sent now")
 
     return sensor
+
+
+def _shown(instance: dg.DagsterInstance, key: dg.AssetKey) -> str:
+    """The digest of the episodes that the asset shows; at first, of none."""
+    event = instance.get_latest_materialization_event(key)
+    tags = event.asset_materialization.tags if event and event.asset_materialization else None
+    return NOTHING_OPEN if tags is None else tags.get("dagster/data_version", "")

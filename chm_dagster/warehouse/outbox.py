@@ -107,6 +107,12 @@ def delivering(engine: Engine) -> Iterator[Outbox | None]:
             connection.execute(sa.text(f"SELECT pg_advisory_unlock({_DELIVERING})"))
 
 
+def is_delivering(engine: Engine) -> bool:
+    """Whether any process delivers at this time. Raises DatabaseUnavailable."""
+    with database_errors(), engine.begin() as connection:
+        return not connection.scalar(sa.text(f"SELECT pg_try_advisory_xact_lock({_DELIVERING})"))
+
+
 def acknowledge(engine: Engine, episode_id: UUID, by: str, now: datetime) -> bool:
     """Note that somebody takes care of an open episode: there are no more reminders. False if it is not open.
 

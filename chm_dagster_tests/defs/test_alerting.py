@@ -1,5 +1,6 @@
 """Alerts in Dagster: the sensor evaluates and asks for a delivery, the asset delivers, the checks say what is wrong."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
+from chm_dagster.alerting.evaluating import evaluate_news
 from chm_dagster.alerting.operator import Operator
 from chm_dagster.definitions import assembled
 from chm_dagster.defs.automation import resources
 from chm_dagster.domain.rules import Channel
 from chm_dagster.errors import Permanent, Transient
 from chm_dagster.ingestion.landing import LandingZone
+from chm_dagster.warehouse.alerts import evaluation
 from chm_dagster.warehouse.outbox import delivering
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.alerting.situations import World
@@ -26,7 +29,7 @@ class Alerting:
 
     def __init__(self, engine: sa.Engine, instance: dg.DagsterInstance, zone: LandingZone, home: Path) -> None:
         self.world, self.instance, self.receiver = World(engine), instance, Receiver()
-        self.is_broken, self.cursor = False, ""
+        self.is_broken = False
         self.operator = Operator(home, (Channel.INBOX, "operator"))
         self.resources = resources(lambda: Warehouse(engine), dict, zone, self.sender, self.operator)
         self.defs = assembled(self.resources, "*/5 * * * *")
@@ -44,9 +47,8 @@ class Alerting:
     def tick(self) -> list[str | None]:
         """The run keys of the runs that a tick of the sensor asks for."""
         vended = {"warehouse": self.world.warehouse, "operator": self.operator}
-        with dg.build_sensor_context(instance=self.instance, resources=vended, cursor=self.cursor or None) as context:
+        with dg.build_sensor_context(instance=self.instance, resources=vended) as context:
             data = self.defs.resolve_sensor_def("alerts").evaluate_tick(context)
-        self.cursor = data.cursor or self.cursor
         return [request.run_key for request in data.run_requests or ()]
 
     def deliver(self) -> Any:
@@ -108,6 +110,27 @@ def test_a_delivery_that_found_another_one_is_asked_for_again(alerting: Alerting
     with delivering(alerting.world.engine):
         assert metadata(alerting.deliver())["delivered"] == 0
     assert alerting.tick() == [None]
+
+
+def test_what_a_sync_has_delivered_is_not_delivered_again_and_needs_no_run_of_its_own(alerting: Alerting) -> None:
+    """A sync has the same two assets as its last steps."""
+    assert metadata(alerting.deliver())["delivered"] == 1
+    assert alerting.tick() == []
+
+
+def test_while_a_sync_delivers_no_run_of_its_own_is_asked_for(alerting: Alerting) -> None:
+    with delivering(alerting.world.engine):
+        assert alerting.tick() == []
+    assert alerting.tick() == [None]
+
+
+def test_news_are_evaluated_after_an_evaluation_that_began_before_them(alerting: Alerting) -> None:
+    engine = alerting.world.engine
+    with evaluation(engine):
+        assert evaluate_news(engine, wait_seconds=0.3) is None
+        waiting = ThreadPoolExecutor(1).submit(evaluate_news, engine)
+    report = waiting.result(20)
+    assert report is not None and report.open_episodes == 1
 
 
 @pytest.mark.parametrize(

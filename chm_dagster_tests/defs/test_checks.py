@@ -126,7 +126,9 @@ def test_a_closed_gate_keeps_health_from_materializing(deployment: Deployment) -
     rule = {"rule_type": "on_failure", "channel": "inbox", "destination": "team", "client_id": "acme"}
     Warehouse(deployment.engine).rules.create(rule)
     assert health_is_blocked(deployment)
-    assert rows(deployment.engine, "SELECT episodes FROM alert_rules") == [{"episodes": []}], "the rules wait as well"
+    assert rows(deployment.engine, "SELECT episodes FROM alert_rules") == [{"episodes": []}], (
+        "that is left to the sensor"
+    )
 
 
 def test_a_lost_record_closes_the_gate(deployment: Deployment) -> None:
