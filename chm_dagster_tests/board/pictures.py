@@ -10,6 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from playwright.sync_api import Browser, sync_playwright
 
+from bench.large_ledger import LedgerSize, make
 from chm_dagster.alerting.evaluating import evaluate_rules
 from chm_dagster.local.postgres import EmbeddedPostgres
 from chm_dagster.warehouse import schema
@@ -38,15 +39,20 @@ ERRORS = (
 ENDS = {("acme-foods", 1): "FF", ("gala-events", 2): "FFSFFFF", ("kite-mobility", 2): "F", ("juno-travel", 1): "FFF"}
 ENDS |= {("bolt-logistics", 3): "F", ("cove-hotels", 4): "R", ("dune-energy", 4): "R", ("fjord-bank", 0): "R"}
 """How the last runs of some pipelines ended: the others succeeded."""
-PICTURES = {
+Pictures = dict[str, tuple[str, int, int, str]]
+"""The name of each picture, its page, its width and height, and its colours."""
+USUAL: Pictures = {
     "board-desktop": ("/", 1440, 900, "light"),
     "board-dark": ("/", 1440, 900, "dark"),
     "board-phone": ("/", 390, 844, "light"),
+    "board-wall": ("/wall", 1920, 1080, "dark"),
     "board-errors": ("/errors", 1280, 800, "light"),
     "board-pipeline": ("/clients/gala-events/invoices-to-erp", 1280, 800, "light"),
     "board-back-test": ("{rule}?threshold=1", 1280, 800, "light"),
 }
-"""The name of each picture, its page, its width and height, and its colours."""
+EMPTY: Pictures = {"board-empty": ("/", 1280, 800, "light")}
+ALL_FAILING: Pictures = {"board-everything-failing": ("/", 1440, 900, "light")}
+LARGE: Pictures = {"board-10000-pipelines": ("/", 1440, 900, "light")}
 
 
 def history(ends: str, error: str, dice: random.Random) -> Iterator[Execution]:
@@ -59,7 +65,37 @@ def history(ends: str, error: str, dice: random.Random) -> Iterator[Execution]:
         yield execution(number, letter, begin, end, error=why)
 
 
-def fill(engine: Engine) -> str:
+def nothing(_: Engine) -> str:
+    """No client yet."""
+    return ""
+
+
+def failing(engine: Engine) -> str:
+    """Every pipeline of every client fails."""
+    warehouse, dice = Warehouse(engine), random.Random(11)
+    for name in CLIENTS:
+        client = warehouse.clients.create(name)
+        for number, (title, (platform, kind)) in enumerate(PIPELINES.items()):
+            new = {"name": title, "platform": platform, "pipeline_type": kind, "external_id": f"{client.slug}-{number}"}
+            pipeline = warehouse.pipelines.create(client.slug, new)
+            store(engine, pipeline.id, history("FF", ERRORS[number % 3], dice))
+    _read_now(engine)
+    return ""
+
+
+def large(engine: Engine) -> str:
+    """10,000 pipelines of 200 clients."""
+    make(engine, LedgerSize(runs_per_pipeline=40, days=20))
+    _read_now(engine)
+    return ""
+
+
+def _read_now(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE pipelines SET observed_through = now(), sync_attempted_at = now()"))
+
+
+def usual(engine: Engine) -> str:
     """Clients with pipelines in every state of health; returns the address of a back-test."""
     warehouse, dice = Warehouse(engine), random.Random(11)
     ids: dict[tuple[str, int], UUID] = {}
@@ -97,9 +133,12 @@ def fill(engine: Engine) -> str:
     return f"/rules/{rules[0].id}/test"
 
 
-def take(browser: Browser, url: str, rule: str) -> None:
-    """Write all pictures."""
-    for name, (path, width, height, scheme) in PICTURES.items():
+SCENES = ((usual, USUAL), (nothing, EMPTY), (failing, ALL_FAILING), (large, LARGE))
+
+
+def take(browser: Browser, url: str, rule: str, pictures: Pictures) -> None:
+    """Write these pictures."""
+    for name, (path, width, height, scheme) in pictures.items():
         context = browser.new_context(
             viewport={"width": width, "height": height},
             color_scheme="dark" if scheme == "dark" else "light",
@@ -117,15 +156,17 @@ def main() -> None:
         server = EmbeddedPostgres(Path(folder))
         server.start()
         try:
-            server.ensure_database("pictures")
-            engine = make_engine(server.url("pictures"))
-            schema.migrate(engine)
-            rule = fill(engine)
-            with served(Warehouse(engine)) as url, sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-                take(browser, url, rule)
-                browser.close()
-            engine.dispose()
+            for fill, pictures in SCENES:
+                server.ensure_database(fill.__name__)
+                engine = make_engine(server.url(fill.__name__))
+                schema.migrate(engine)
+                rule = fill(engine)
+                with served(Warehouse(engine)) as url, sync_playwright() as playwright:
+                    options = ["--no-sandbox", "--disable-gpu"]
+                    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+                    take(browser, url, rule, pictures)
+                    browser.close()
+                engine.dispose()
         finally:
             server.stop()
 
