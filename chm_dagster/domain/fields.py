@@ -24,6 +24,8 @@ _DAYS = {"yesterday": -1, "today": 0, "tomorrow": 1}
 
 RELATIVE_PATTERN = "^([0-9]{1,6} ?(s|m|min|h|d|w)|now|yesterday|today|tomorrow)$"
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 _WANTED = "such as 2026-01-31T08:00:00Z, or 90m, 24h, 7d, yesterday"
 
 
@@ -31,18 +33,25 @@ def read_time(value: object, field: str, now: datetime, *, ahead: bool = False, 
     """A time in UTC from ISO 8601, from a span before `now` (`24h`; after it with `ahead`), or from a day's name.
 
     A time without an offset is in `zone`; without a zone it is refused. Days begin at midnight in `zone`, else in UTC.
-    Raises InputError.
+    Raises InputError, also for a time before 1970: questions reach back from a time, and there must be some before it.
     """
+    found = _in_utc(_moment(value, field, now, ahead=ahead, zone=zone or UTC), field, zone)
+    if found < _EPOCH:
+        raise InputError(field, "must be a time from the year 1970 on")
+    return found
+
+
+def _moment(value: object, field: str, now: datetime, *, ahead: bool, zone: tzinfo) -> datetime:
     if isinstance(value, datetime):
-        return _in_utc(value, field, zone)
+        return value
     if not isinstance(value, str):
         raise InputError(field, f"must be a time {_WANTED}")
     text = value.strip()
     try:
-        relative = _relative(text, now, ahead=ahead, zone=zone or UTC)
+        relative = _relative(text, now, ahead=ahead, zone=zone)
         if relative is not None:
             return relative
-        return _in_utc(datetime.fromisoformat(text[:-1] + "Z" if text.endswith("z") else text), field, zone)
+        return datetime.fromisoformat(text[:-1] + "Z" if text.endswith("z") else text)
     except (ValueError, OverflowError):
         raise InputError(field, f"must be a time {_WANTED}") from None
 

@@ -268,6 +268,7 @@ BAD_QUERIES = [
     ("since=2026-03-01T00:00:00", "since"),
     ("since=1767225600", "since"),
     ("since=0001-01-01T00:00:00%2B14:00", "since"),
+    ("since=0001-01-02T00:00:00Z", "since"),
     ("since=2026-03-02T00:00:00Z&until=2026-03-01T00:00:00Z", "since"),
     ("cursor=nonsense", "cursor"),
     ("cursor=", "cursor"),

@@ -137,3 +137,18 @@ def test_a_time_is_in_utc_and_not_to_come() -> None:
     for wrong in ("lunch", f"{NOW + timedelta(days=1):%Y-%m-%dT%H:%M}"):
         with pytest.raises(InputError):
             Filters.read({"at": wrong})
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/?at=0001-01-05T00:00:00Z",
+        "/changes?at=0001-01-01T12:00:00Z",
+        "/errors?at=0001-01-02T00:00:00Z&days=7",
+        "/errors/runs?at=0001-01-03&days=30",
+        "/clients/acme?at=0001-01-20",
+        "/clients/acme?at=105000w",
+    ],
+)
+def test_a_time_with_none_before_it_is_refused(board: httpx.Client, fixed: None, path: str) -> None:
+    assert "at: must be a time from the year 1970 on" in words(page(board, path, 400))

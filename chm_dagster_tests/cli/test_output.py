@@ -91,7 +91,8 @@ def test_a_span_can_lie_in_the_future() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "noon", "4 hours", "-4h", "999999w", "2026-13-01", "1e9", "0001-01-01T00:00:00+14:00"]
+    "text",
+    ["", "noon", "4 hours", "-4h", "999999w", "2026-13-01", "1e9", "0001-01-01T00:00:00+14:00", "1969-12-31T23:59:59Z"],
 )
 def test_an_invalid_time_is_rejected_with_the_option_named(text: str) -> None:
     with pytest.raises(InputError, match=r"^--since: must be a time "):

@@ -168,7 +168,24 @@ def test_a_span_may_count_from_now_on() -> None:
     assert read_time("4h", "muted_until", NOW, ahead=True) == NOW + timedelta(hours=4)
 
 
-@pytest.mark.parametrize("text", ["", "soon", "24", "24x", "-1h", "9999999h", "999999w", "2026-03-01", 5, None, True])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "soon",
+        "24",
+        "24x",
+        "-1h",
+        "9999999h",
+        "999999w",
+        "2026-03-01",
+        "0001-01-02T00:00:00Z",
+        "100000w",
+        5,
+        None,
+        True,
+    ],
+)
 def test_other_texts_are_not_times(text: object) -> None:
     with pytest.raises(InputError) as error:
         read_time(text, "since", NOW)
