@@ -652,9 +652,17 @@ SABOTEURS = (
     Saboteur(
         "a report knows of outages of the API",
         "warehouse/reports.py",
-        "gaps = tuple(api_gaps(self.connection, start))",
+        "gaps = tuple(api_gaps(self.connection, now, start))",
         "gaps = ()",
         "reporting/test_building.py::test_a_report_knows_of_a_week_what_a_back_test_knows",
+    ),
+    Saboteur(
+        "an outage before the time in question explains what is missing since",
+        "warehouse/api_uptime.py",
+        "else min(since, now - _KEPT_FOR)",
+        "else since",
+        "reporting/test_building.py::"
+        "test_of_what_an_older_outage_explains_a_report_and_a_back_test_say_what_the_live_rule_says",
     ),
     Saboteur(
         "a month is issued in a run of its own partition",

@@ -40,8 +40,6 @@ MAX_FAILURES = 10_000
 """How many failures of a pipeline one evaluation counts in a window."""
 _DELAY = timedelta(minutes=5)
 """Partners show runs with a delay: what did not happen is known up to this long before a complete sync began."""
-_LOOK_BACK = timedelta(days=90)
-"""How far back outages of the API are kept."""
 SLACK = timedelta(days=7)
 """How much longer than the episode itself a run of it may have taken."""
 # Calling the enum costs more than a look-up, and a back-test has hundreds of thousands of runs.
@@ -285,7 +283,7 @@ class Evaluation:
                 of_rule[pipeline_id] = min(needed, of_rule.get(pipeline_id, needed))
         found = self._runs(since, counted)
         rows = self._connection.execute(_SUBJECTS, {"ids": list(since)}).all()
-        gaps = tuple(api_gaps(self._connection, self.now - _LOOK_BACK)) if rows else ()
+        gaps = tuple(api_gaps(self._connection, self.now)) if rows else ()
         return {row.id: _subject(row, found[row.id], counted.get(row.id), self.now, gaps) for row in rows}
 
     def _runs(self, since: Mapping[UUID, datetime], counted: Mapping[UUID, datetime]) -> dict[UUID, list[RunFact]]:

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
+from chm_dagster.domain.alerts import Gap
 from chm_dagster.domain.blindness import ConnectionState
 from chm_dagster.domain.pipelines import PUSHED
 from chm_dagster.warehouse.engine import Engine, database_errors
@@ -17,6 +18,7 @@ MARK_SECONDS = 15.0
 LONGEST_SILENCE = timedelta(seconds=45)
 """How long nobody may note it before that counts as an outage; `health_of()` knows this figure, too."""
 _KEPT_FOR = timedelta(days=90)
+"""How long outages are kept, and how far back whoever judges runs looks for one that explains what is missing."""
 
 # Rows that somebody else is writing are left for the next time: this must neither wait for them nor have them wait.
 _MARK = sa.text(f"""
@@ -99,9 +101,11 @@ def mark_api_up(engine: Engine) -> None:
         connection.execute(_FORGET)
 
 
-def api_gaps(connection: sa.Connection, since: datetime) -> list[tuple[datetime, datetime]]:
-    """The times, in order, in which the API could not hear jobs, as far as they reach past `since`.
+def api_gaps(connection: sa.Connection, now: datetime, since: datetime | None = None) -> list[Gap]:
+    """The times, in order, in which the API could not hear jobs, for judging them at `now`, or the time from `since`.
 
-    Each from the last time that it was up to the first time that it was again, or now. Empty if it never was up.
+    Those of the last 90 days in any case: an older outage explains what is still running, or missed, at `since`. Each
+    from the last time that the API was up to the first time that it was again, or now. Empty if it never was up.
     """
-    return [(row.lost, row.heard) for row in connection.execute(_GAPS, {"since": since, "longest": LONGEST_SILENCE})]
+    reach = now - _KEPT_FOR if since is None else min(since, now - _KEPT_FOR)
+    return [(row.lost, row.heard) for row in connection.execute(_GAPS, {"since": reach, "longest": LONGEST_SILENCE})]

@@ -78,7 +78,7 @@ def watched(
     with database_errors(), engine.connect() as connection:
         connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         rows = connection.execute(_WATCHED, scope).all()
-        gaps = tuple(api_gaps(connection, since))
+        gaps = tuple(api_gaps(connection, now, since))
         for first in range(0, len(rows), _AT_ONCE):
             some = rows[first : first + _AT_ONCE]
             found: list[list[RunFact]] = [[] for _ in some]

@@ -121,7 +121,7 @@ class ReportSource:
 
     def pipelines(self, client: UUID, start: datetime, end: datetime, now: datetime) -> list[tuple[UUID, Watched]]:
         """The client's pipelines in production, with their windows of maintenance in a time span."""
-        gaps = tuple(api_gaps(self.connection, start))
+        gaps = tuple(api_gaps(self.connection, now, start))
         return [
             (row.id, _watched(row, now, gaps, times_of([*row.maintenance, *row.of_client], start, end)))
             for row in self.connection.execute(_PIPELINES, {"client": client})

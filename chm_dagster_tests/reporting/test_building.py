@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from chm_dagster.alerting.backtesting import back_test
-from chm_dagster.domain.alerts import Gap
+from chm_dagster.alerting.evaluating import evaluate_rules
+from chm_dagster.domain.alerts import Gap, RunFact
 from chm_dagster.domain.backtests import BackTestRequest
 from chm_dagster.domain.reports import Report
 from chm_dagster.domain.runs import RunStatus
@@ -152,6 +153,43 @@ def test_a_week_of_heartbeats_with_an_outage_is_unknown_and_not_a_hundred_percen
     found = reported(office)
     assert (found.figures.success_rate, found.figures.on_time_rate, found.figures.incidents) == (None, None, 0)
     assert content(found).notes[0] == ("Not known", "Backup, not heard while CHM's API was down.")
+
+
+# A report that was lost weeks before the week in question: the end of a run, or a run of the first of the month.
+LOST: dict[str, tuple[str, dict[str, Any], list[RunFact], Gap]] = {
+    "the end of a run": (
+        "running_too_long",
+        {"max_runtime_minutes": 60},
+        [run(at(5, 2), RunStatus.RUNNING), *daily(3, first=6)],
+        (at(5, 2.5), at(5, 4)),
+    ),
+    "a whole run": (
+        "missed_run",
+        {"schedule_cron": "0 3 1 * *", "schedule_timezone": "UTC"},
+        [run(datetime(2026, 10, 1, 3, tzinfo=UTC))],
+        (at(1, 2), at(1, 5)),
+    ),
+}
+
+
+@pytest.mark.parametrize("down", [True, False], ids=["the API was down", "it was up"])
+@pytest.mark.parametrize(("rule_type", "fields", "runs", "outage"), LOST.values(), ids=LOST)
+def test_of_what_an_older_outage_explains_a_report_and_a_back_test_say_what_the_live_rule_says(
+    office: Office, rule_type: str, fields: dict[str, Any], runs: list[RunFact], outage: Gap, down: bool
+) -> None:
+    pipeline = office.pipeline(pushed=True, **fields)
+    office.set("pipelines", pipeline, created_at=ADDED)
+    office.runs(pipeline, runs)
+    office.due(pipeline)
+    lost, heard = (time.isoformat() for time in outage)
+    office.acme(api_gaps=json.dumps([{"lost": lost, "heard": heard}] if down else []))
+    office.rule(rule_type)
+    live = evaluate_rules(office.engine, at(23))
+    tested = back_test(office.warehouse, BackTestRequest.read({"rule_type": rule_type, "days": 7}), at(23))
+    found = reported(office).figures
+    assert live is not None and live.open_episodes == (0 if down else 1)
+    assert (found.incidents, tested.episodes) == (live.open_episodes, live.open_episodes)
+    assert (found.coverage, tested.unknown_share) == (1.0, 0.0), "the outage was before the week"
 
 
 def test_history_from_before_a_pipeline_was_added_is_known(office: Office) -> None:

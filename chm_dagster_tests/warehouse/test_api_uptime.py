@@ -25,9 +25,11 @@ def change(engine: sa.Engine, table: str, values: str, row_id: object = None, **
         connection.execute(sa.text(f"UPDATE {table} SET {values}{where}"), {"id": row_id, **parameters})
 
 
-def gaps(engine: sa.Engine, since: datetime = EVER) -> list[tuple[datetime, datetime]]:
+def gaps(
+    engine: sa.Engine, since: datetime | None = EVER, now: datetime | None = None
+) -> list[tuple[datetime, datetime]]:
     with engine.connect() as connection:
-        return api_gaps(connection, since)
+        return api_gaps(connection, datetime.now(UTC) if now is None else now, since)
 
 
 def heard(engine: sa.Engine) -> list[datetime | None]:
@@ -56,8 +58,12 @@ def test_a_silence_is_a_gap_while_it_lasts_and_afterwards(engine: sa.Engine) -> 
     ((lost, again),) = gaps(engine)
     assert lost == down
     assert until <= again == heard(engine)[0]
-    assert gaps(engine, again) == []
-    assert gaps(engine, again - minutes(1)) == [(down, again)]
+    ninety = timedelta(days=90)
+    assert gaps(engine, None, again + ninety) == []
+    assert gaps(engine, None, again + ninety - minutes(1)) == [(down, again)]
+    assert gaps(engine, again, again + ninety - minutes(1)) == [(down, again)], "it explains what is missing since"
+    assert gaps(engine, again - minutes(1), again + ninety) == [(down, again)]
+    assert gaps(engine, again, again + ninety) == []
 
 
 def test_what_is_shorter_than_marks_are_apart_is_no_gap(engine: sa.Engine) -> None:
