@@ -26,12 +26,17 @@ EVERY_SECONDS = 300
 SHOWN = 50
 """Reports that metadata name."""
 clients_partitions = dg.DynamicPartitionsDefinition(name=CLIENTS)
+FIRST_DAYS = {PeriodKind.WEEK: date(2025, 12, 29), PeriodKind.MONTH: date(2026, 1, 1)}
+"""The first periods that have a partition."""
 # By the date of the first day. East of Greenwich a period is over before it is in UTC.
 PARTITIONS = {
     kind: dg.MultiPartitionsDefinition({"client": clients_partitions, str(kind): periods})
     for kind, periods in (
-        (PeriodKind.WEEK, dg.WeeklyPartitionsDefinition(start_date="2025-12-29", day_offset=1, end_offset=1)),
-        (PeriodKind.MONTH, dg.MonthlyPartitionsDefinition(start_date="2026-01-01", end_offset=1)),
+        (
+            PeriodKind.WEEK,
+            dg.WeeklyPartitionsDefinition(FIRST_DAYS[PeriodKind.WEEK].isoformat(), day_offset=1, end_offset=1),
+        ),
+        (PeriodKind.MONTH, dg.MonthlyPartitionsDefinition(FIRST_DAYS[PeriodKind.MONTH].isoformat(), end_offset=1)),
     )
 }
 CONFIG = {
@@ -187,8 +192,9 @@ def report_sensor(jobs: Sequence[Any], prefix: Sequence[str] = ()) -> dg.SensorD
         if not (due or revise) or _is_under_way(context.instance, prefix):
             reason = f"{count(len(due), 'report')} due" + (", and a run is under way" if due or revise else "")
             return dg.SensorResult(skip_reason=reason, dynamic_partitions_requests=steps)
-        # Dagster runs an asset with partitions for one of them; the run records the others that it issues.
-        client, period = (due or issued)[0]
+        # Dagster runs an asset with partitions for one of them; the run records the others that it issues. An email may
+        # wait whose period has no partition.
+        client, period = min(due + issued, key=lambda one: one[1].first < FIRST_DAYS[one[1].kind])
         config = {"ops": {ASSETS[period.kind]: {"config": {"due": True, "revise": revise}}}}
         job = named(JOBS[period.kind], prefix)
         request = dg.RunRequest(job_name=job, run_config=config, tags=_tags(client, period))

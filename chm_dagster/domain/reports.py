@@ -329,7 +329,7 @@ def new_mail(client: UUID, period: str, revision: int, receiver: str, now: datet
 
 
 MAX_ISSUES = 60
-"""Of how many periods a client's last issue is kept: a year of weeks, and some months."""
+"""Of how many periods a client's last issue is kept: over a year of weeks; of both, about 48 weeks and 11 months."""
 
 
 def bounded(issues: Mapping[str, Issued]) -> dict[str, Issued]:

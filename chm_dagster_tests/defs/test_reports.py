@@ -16,6 +16,7 @@ from chm_dagster.domain.periods import Period, PeriodKind, last_over
 from chm_dagster.domain.reports import Issued
 from chm_dagster.errors import ConfigError, Transient
 from chm_dagster.ingestion.landing import LandingZone
+from chm_dagster.reporting import send_report
 from chm_dagster.warehouse.reports import report_source
 from chm_dagster.warehouse.warehouse import Warehouse
 from chm_dagster_tests.factories import FakeFeed, fake_partner, one_page, record, rows
@@ -181,6 +182,25 @@ def test_a_months_email_that_waits_makes_a_run_of_its_month(reports: Reports) ->
     assert again.job_name == "client_month_reports"
     assert reports.execute(again).success
     assert len(reports.mailbox.mails) == 1
+
+
+OLD = Period.week("2025-W48")
+"""A week before the first partition."""
+
+
+def test_an_email_of_a_week_without_a_partition_is_sent_in_a_run_of_a_partition_that_exists(reports: Reports) -> None:
+    [request] = reports.tick().run_requests or ()
+    assert reports.execute(request).success
+    reports.mailbox.error = Transient("email: the mail server closed the connection")
+    with pytest.raises(Transient):
+        send_report(reports.office.engine, reports.mailbox, "acme", str(OLD), None, datetime.now(UTC))
+    reports.mailbox.error = None
+    [again] = reports.tick().run_requests or ()
+    partition = f"acme|{reports.week.first.isoformat()}"
+    assert (again.job_name, again.tags["dagster/partition"]) == ("client_reports", partition)
+    assert reports.execute(again).success
+    assert [mail["Subject"].split(":")[0] for mail in reports.mailbox.mails] == ["Acme", "Acme"]
+    assert not reports.tick().run_requests, "nothing is left to be sent"
 
 
 def test_once_a_day_the_sensor_looks_for_late_data(reports: Reports) -> None:
