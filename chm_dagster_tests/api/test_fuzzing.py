@@ -49,7 +49,7 @@ def fuzz(api: httpx.Client, folder: Path, examples: int, phases: str, parameters
     settings.write_text(f"{RULES.read_text()}\n[parameters]\n{given}\n")
     command = [str(Path(sys.executable).with_name("st")), "--config-file", str(settings), "run", str(openapi.FILE)]
     options = ["--url", str(api.base_url), "--header", f"Authorization: Bearer {TOKEN}", "--phases", phases]
-    more = ["--max-examples", str(examples), "--continue-on-failure", "--generation-database", "none", "--no-color"]
+    more = ["--max-examples", str(examples), "--continue-on-failure", "--no-color"]
     same = ["--generation-deterministic", "--seed", "1"]
     reports = ["--report", "json", "--report-json-path", str(report)]
     ended = subprocess.run([*command, *options, *more, *same, *reports], cwd=folder, capture_output=True, text=True)
