@@ -49,7 +49,7 @@ class Conflict(ChmError):
 
 
 class Busy(ChmError):
-    """Another ingestion holds this connection's lock; try again when it is done."""
+    """Somebody else is doing this right now, or holds what it needs; try again when that is done."""
 
 
 class DatabaseUnavailable(ChmError):

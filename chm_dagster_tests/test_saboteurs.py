@@ -602,8 +602,8 @@ SABOTEURS = (
     Saboteur(
         "alerts: a back-test looks when maintenance is over",
         "domain/backtests.py",
-        "if begin < (look := stretch.look(close)) < end",
-        "if end < (look := stretch.look(close)) < begin",
+        "looks[bisect_right(looks, begin) : bisect_left(looks, end)]",
+        "looks[:0]",
         "unit/test_backtests.py::test_live_episodes_over_a_month_are_those_of_the_back_test",
     ),
     Saboteur(

@@ -1,12 +1,25 @@
 """Back-tests of alert rules over the runs that are stored."""
 
 import dataclasses
+import time
+from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from chm_dagster.domain.alerts import Condition
-from chm_dagster.domain.backtests import BackTest, BackTestRequest, Difference, Stretch, Tally, play, silent
+from chm_dagster.domain.backtests import (
+    BackTest,
+    BackTestRequest,
+    Check,
+    Difference,
+    Stretch,
+    Tally,
+    play,
+    silent,
+    unlimited,
+)
 from chm_dagster.domain.rules import AlertRule, RuleType, parameter_problems
 from chm_dagster.domain.validation import refuse
 from chm_dagster.errors import InputError
@@ -24,10 +37,27 @@ class _Scope:
     pipeline: UUID | None
 
 
-def back_test(warehouse: Warehouse, request: BackTestRequest, now: datetime, rule: AlertRule | None = None) -> BackTest:
+def within(seconds: float, command: str = "chm rule test", clock: Callable[[], float] = time.monotonic) -> Check:
+    """A check that raises InputError about `days` once so many seconds have passed. `command` tests without a limit."""
+    end = clock() + seconds
+
+    def check() -> None:
+        if clock() >= end:
+            raise InputError("days", f"take longer than {seconds:g} s here; test fewer, or all with `{command}`")
+
+    return check
+
+
+def back_test(
+    warehouse: Warehouse,
+    request: BackTestRequest,
+    now: datetime,
+    rule: AlertRule | None = None,
+    check: Check = unlimited,
+) -> BackTest:
     """What such a rule would have said over the last days. Of a `rule`, what is not requested is taken.
 
-    Raises NotFound for the client or the pipeline, InputError, DatabaseUnavailable.
+    Raises NotFound for the client or the pipeline, InputError, DatabaseUnavailable, and what `check` raises.
     """
     condition, scope = _condition(request, rule), _scope(warehouse, request, rule)
     present = None if rule is None else Condition.of(rule)
@@ -43,12 +73,14 @@ def back_test(warehouse: Warehouse, request: BackTestRequest, now: datetime, rul
         now=now,
     )
     name = _NO_RULE if rule is None else rule.id
-    for one in pipelines:
-        facts = (one.expectations, one.runs, one.coverage, stretch, one.maintenance)
-        found = tested.add(one.key, play(name, condition, *facts), one.runs)
-        if present is not None and present != condition:
-            before = other.add(one.key, play(name, present, *facts), one.runs)
-            added, removed = added + silent(found, before), removed + silent(before, found)
+    with closing(pipelines):
+        for one in pipelines:
+            check()
+            facts = (one.expectations, one.runs, one.coverage, stretch, one.maintenance, check)
+            found = tested.add(one.key, play(name, condition, *facts), one.runs)
+            if present is not None and present != condition:
+                before = other.add(one.key, play(name, present, *facts), one.runs)
+                added, removed = added + silent(found, before), removed + silent(before, found)
     if present is None or present == condition:
         return tested.result()
     now_is = other.result()

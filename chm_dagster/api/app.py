@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute
 
 from chm_dagster.api import alerts, errors, health, lineage, openapi, operations, pages, reports
 from chm_dagster.api.admission import Authentication, HeadRequests, Limits
-from chm_dagster.api.inventory import alert_rules, back_tests, clients, pipelines
+from chm_dagster.api.inventory import LONGEST_BACK_TEST, alert_rules, back_tests, clients, pipelines
 from chm_dagster.api.mcp import Mcp, route
 from chm_dagster.api.operations import Observer, registry_for
 from chm_dagster.api.runs import heartbeats, runs
@@ -64,6 +64,7 @@ def create_app(
     app.state.warehouse = warehouse
     app.state.probes = warehouse.with_timeout(PROBE_SECONDS)
     app.state.answers = Answers(warehouse)
+    app.state.longest_back_test = LONGEST_BACK_TEST
     app.state.sessions = sessions = None if token is None else Sessions(token, pages.COOKIE)
     app.state.unmatched_events = unmatched_events
     app.state.registry, requests = registry_for(app.state.probes)

@@ -19,7 +19,7 @@ from chm_dagster.errors import Busy, ChmError, Conflict, DatabaseUnavailable, In
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5
-"""What Retry-After says when the database does not answer."""
+"""What Retry-After says when the database does not answer, or somebody else is at work."""
 
 # Status: its code, and the message where the error itself has none.
 CODES: dict[int, tuple[str, str]] = {

@@ -3,9 +3,9 @@
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from chm_dagster.alerting.backtesting import back_test
+from chm_dagster.alerting.backtesting import back_test, within
 from chm_dagster.api import schemas
 from chm_dagster.api.errors import documented
 from chm_dagster.api.schemas import (
@@ -18,7 +18,7 @@ from chm_dagster.api.schemas import (
     PipelineReference,
     RuleQuery,
 )
-from chm_dagster.domain.backtests import BackTest, BackTestRequest
+from chm_dagster.domain.backtests import BackTest, BackTestRequest, Check
 from chm_dagster.domain.clients import Client, ClientChanges, NewClient
 from chm_dagster.domain.pipelines import NewPipeline, NewPipelineOfClient, Pipeline, PipelineChanges
 from chm_dagster.domain.rules import AlertRule, AlertRuleChanges, NewAlertRule
@@ -148,22 +148,35 @@ def create_alert_rule(sent: NewAlertRule, ledger: Ledger) -> AlertRule:
     return ledger.rules.create(sent)
 
 
+LONGEST_BACK_TEST = 60.0
+"""How many seconds a back-test may hold a thread of the server."""
+
+
+async def _patience(request: Request) -> Check:
+    return within(request.app.state.longest_back_test)
+
+
+_Patience = Annotated[Check, Depends(_patience)]
 back_tests = APIRouter(prefix="/api/v1/back_tests", tags=["alert rules"])
 
 
 @back_tests.post("", response_model=BackTest, responses=documented(400, 404))
-def test_new_alert_rule(sent: BackTestRequest, ledger: Ledger) -> BackTest:
-    """Test a rule that does not exist: what it would have said over the last days. Nothing is stored or sent."""
-    return back_test(ledger, sent, datetime.now(UTC))
+def test_new_alert_rule(sent: BackTestRequest, ledger: Ledger, check: _Patience) -> BackTest:
+    """Test a rule that does not exist: what it would have said over the last days. Nothing is stored or sent.
+
+    What takes longer than a minute is refused, with `days` as the field.
+    """
+    return back_test(ledger, sent, datetime.now(UTC), check=check)
 
 
 @alert_rules.post("/{rule_id}/test", response_model=BackTest, responses=documented(400, 404))
-def test_alert_rule(rule_id: _RuleId, sent: BackTestRequest, ledger: Ledger) -> BackTest:
+def test_alert_rule(rule_id: _RuleId, sent: BackTestRequest, ledger: Ledger, check: _Patience) -> BackTest:
     """Test a rule, as it is or with other parameters: what it would have said over the last days.
 
-    Nothing is stored or sent. With other parameters, `difference` compares it with the rule as it is now.
+    Nothing is stored or sent. With other parameters, `difference` compares it with the rule as it is now. What
+    takes longer than a minute is refused, with `days` as the field.
     """
-    return back_test(ledger, sent, datetime.now(UTC), ledger.rules.get(rule_id))
+    return back_test(ledger, sent, datetime.now(UTC), ledger.rules.get(rule_id), check)
 
 
 @alert_rules.get("/{rule_id}", response_model=AlertRule, responses=documented(404))

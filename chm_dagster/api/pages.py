@@ -13,12 +13,13 @@ from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from chm_dagster.api.errors import RETRY_SECONDS
 from chm_dagster.board import pages
 from chm_dagster.board.answers import Reading
 from chm_dagster.board.filters import Filters
 from chm_dagster.board.html import STATIC, render
 from chm_dagster.board.rule_test import FIELDS, rule_test
-from chm_dagster.errors import DatabaseUnavailable, InputError, NotFound
+from chm_dagster.errors import Busy, DatabaseUnavailable, InputError, NotFound
 from chm_dagster.presentation.columns import freshness
 from chm_dagster.reporting import FORMATS, build
 from chm_dagster.sessions import Sessions, local_path, read_form
@@ -83,7 +84,7 @@ def _page(request: Request, name: str, title: str, facts: _Facts, own: frozenset
         reading = Reading(request.app.state.answers, now)
         found = facts(reading, filters)
         synced = freshness(reading.rows("connections", client_slug=None, environment=None), reading.as_of)
-    except (NotFound, InputError, DatabaseUnavailable) as error:
+    except (NotFound, InputError, Busy, DatabaseUnavailable) as error:
         return _refusal(error, base)
     about_then = filters.at is not None and name in pages.TIMED
     subject = {name: value for name, value in request.query_params.items() if name in own}
@@ -100,11 +101,14 @@ def _refusal(error: Exception, base: Mapping[str, Any]) -> Response:
     if isinstance(error, DatabaseUnavailable):
         # Its text names servers and users: that belongs into the log.
         status, title, text = 503, "The database does not answer", "Nothing is known at the moment. Try again shortly."
+    elif isinstance(error, Busy):
+        status, title, text = 503, "One at a time", str(error)
     else:
         status, title = (404, "Not found") if isinstance(error, NotFound) else (400, "This address is not valid")
         text = str(error)
     page = render("refusal.html", title=title, text=text, freshness=None, as_of=None, **base)
-    return HTMLResponse(page, status, headers=_HEADERS)
+    headers = {**_HEADERS, "Retry-After": str(RETRY_SECONDS)} if status == 503 else _HEADERS
+    return HTMLResponse(page, status, headers=headers)
 
 
 _LISTS: Mapping[str, tuple[str, _Facts]] = {

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
+from chm_dagster.errors import Busy
 from chm_dagster.warehouse.named_queries import Excerpt
 from chm_dagster.warehouse.warehouse import Warehouse
 
@@ -21,6 +22,8 @@ FRESH_SECONDS = 10.0
 KEPT_SECONDS = 60.0
 """How old an answer may be that is served while the next one is computed."""
 COSTLY_SECONDS = 0.05
+LONGEST_SECONDS = 10.0
+"""How long a page may compute what it does not read."""
 _MAX_KEPT = 200
 
 T = TypeVar("T")
@@ -37,12 +40,16 @@ class _Kept:
 class Answers:
     """The answers of one warehouse, for all requests. Thread-safe; the same answer is computed once at a time."""
 
-    def __init__(self, warehouse: Warehouse, *, costly: float = COSTLY_SECONDS) -> None:
+    def __init__(
+        self, warehouse: Warehouse, *, costly: float = COSTLY_SECONDS, longest: float = LONGEST_SECONDS
+    ) -> None:
         self.warehouse = warehouse
+        self.longest = longest
         self._costly = costly
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
         self._running: dict[Hashable, Future[_Kept]] = {}
         self._lock = threading.Lock()
+        self._alone = threading.Lock()
         # Fewer than the connections of the pool: requests for anything else find one.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="board")
 
@@ -57,6 +64,19 @@ class Answers:
         if kept is None or age > KEPT_SECONDS:
             # Every age beyond KEPT_SECONDS is beyond FRESH_SECONDS as well.
             kept = cast("Future[_Kept]", running).result()
+        return kept.value, kept.read_at
+
+    def find_alone(self, key: Hashable, compute: Callable[[], T]) -> tuple[T, datetime]:
+        """As `find`, for what takes seconds: in the caller's thread, and one at a time. Raises Busy meanwhile."""
+        with self._lock:
+            kept = self._kept.get(key)
+        if kept is None or time.monotonic() - kept.monotonic > FRESH_SECONDS:
+            if not self._alone.acquire(blocking=False):
+                raise Busy("Another back-test is running. Reload this page in a few seconds.")
+            try:
+                kept = self._compute(key, compute)
+            finally:
+                self._alone.release()
         return kept.value, kept.read_at
 
     def _compute(self, key: Hashable, compute: Callable[[], Any]) -> _Kept:
@@ -83,6 +103,7 @@ class Reading:
     def __init__(self, answers: Answers, now: datetime) -> None:
         self._answers = answers
         self.warehouse = answers.warehouse
+        self.longest = answers.longest
         self.now = now
         self.as_of = now
 
@@ -97,6 +118,12 @@ class Reading:
 
     def find(self, key: Hashable, compute: Callable[[], T]) -> T:
         """The answer of this key: a kept one, or what `compute` returns. Raises what it raises."""
-        value, read_at = self._answers.find(key, compute)
+        return self._noted(*self._answers.find(key, compute))
+
+    def find_alone(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """As `find`, for what takes seconds, `longest` at most: one at a time. Raises Busy as well."""
+        return self._noted(*self._answers.find_alone(key, compute))
+
+    def _noted(self, value: T, read_at: datetime) -> T:
         self.as_of = min(self.as_of, read_at)
         return value

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from chm_dagster.alerting.backtesting import back_test
+from chm_dagster.alerting.backtesting import back_test, within
 from chm_dagster.board.answers import Reading
 from chm_dagster.board.filters import Filters, whole_number
 from chm_dagster.domain.alerts import Condition
@@ -22,7 +22,7 @@ _LABELS = {
 """The fields of the form: what people read, and the highest value."""
 FIELDS = frozenset(_LABELS)
 MOST = 100_000
-"""How many days of pipelines a page plays: a few seconds of work."""
+"""How many days of pipelines a page plays. How long that takes depends on their runs: `reading.longest` limits it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,7 +38,8 @@ class Field:
 def rule_test(reading: Reading, filters: Filters, rule_id: str, sent: Mapping[str, str]) -> dict[str, Any]:
     """A back-test of a rule, as it is or with other parameters, or why there is none. Raises NotFound.
 
-    It considers the pipelines of the rule's own scope only, and no more days of them than a page can wait for.
+    It considers the pipelines of the rule's own scope only, and no more days of them than a page can wait for. Raises
+    Busy while another back-test is running.
     """
     rule = reading.warehouse.rules.get(rule_id)
     scope = reading.warehouse.rules.scopes([rule.id])[rule.id]
@@ -50,12 +51,8 @@ def rule_test(reading: Reading, filters: Filters, rule_id: str, sent: Mapping[st
         given = {name: whole_number(text, name) for name, text in sent.items() if text}
         request = BackTestRequest.read({"days": request.days, **given})
         if request.days > _most_days(watched):
-            raise InputError(
-                "days", _TOO_MUCH.format(_most_days(watched), count(watched, "pipeline"), str(rule.id)[-12:])
-            )
-        found = reading.find(
-            ("back-test", rule, request), lambda: back_test(reading.warehouse, request, reading.now, rule)
-        )
+            raise InputError("days", _TOO_MUCH.format(_most_days(watched), count(watched, "pipeline"), _command(rule)))
+        found = reading.find_alone(("back-test", rule, request), lambda: _back_test(reading, rule, request))
     except InputError as error:
         problem = error
     present = Condition.of(rule)
@@ -74,7 +71,16 @@ def rule_test(reading: Reading, filters: Filters, rule_id: str, sent: Mapping[st
     }
 
 
-_TOO_MUCH = "must be at most {} on this page, because the rule is about {}; `chm rule test {}` tests any number of days"
+_TOO_MUCH = "must be at most {} on this page, because the rule is about {}; `{}` tests any number of days"
+
+
+def _back_test(reading: Reading, rule: AlertRule, request: BackTestRequest) -> BackTest:
+    return back_test(reading.warehouse, request, reading.now, rule, within(reading.longest, _command(rule)))
+
+
+def _command(rule: AlertRule) -> str:
+    """What tests a rule over any number of days."""
+    return f"chm rule test {str(rule.id)[-12:]}"
 
 
 def _pipelines(reading: Reading, client: str, pipeline: str | None) -> int:

@@ -1,14 +1,18 @@
 """Back-tests: what a rule would have said over the last days. Pure.
 
 Each pipeline is played with the `spans_of`, `verdict` and `follow` of live evaluation. Episodes change only where a
-span begins or ends, or a reminder is due: only those moments are looked at, on the grid of live evaluations.
+span begins or ends, or a reminder is due: only those moments are looked at, on the grid of live evaluations. The work
+grows with the runs and the moments, not with their product.
 """
 
 import dataclasses
 import math
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate
+from operator import itemgetter
 from typing import Annotated, Any, TypeAlias
 from uuid import UUID
 
@@ -29,7 +33,7 @@ from chm_dagster.domain.alerts import (
     Span,
 )
 from chm_dagster.domain.episodes import follow
-from chm_dagster.domain.evaluation import spans_of, verdict
+from chm_dagster.domain.evaluation import ground, spans_of, verdict
 from chm_dagster.domain.fields import Count, PositiveMinutes, Reference
 from chm_dagster.domain.maintenance import is_open, times_of
 from chm_dagster.domain.nouns import New
@@ -52,6 +56,13 @@ NOT_CONSIDERED = (
 )
 """What the past cannot show."""
 _REMINDERS = (timedelta(hours=1), timedelta(hours=4))
+
+Check: TypeAlias = Callable[[], None]
+"""Called again and again during a back-test; what it raises ends that."""
+
+
+def unlimited() -> None:
+    """The check of a back-test that may take as long as it takes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,8 +103,9 @@ def play(
     coverage: Coverage,
     stretch: Stretch,
     maintenance: Sequence[Mapping[str, Any]] = (),
+    check: Check = unlimited,
 ) -> Played:
-    """What the rule would have said, had each run been known when it began or ended.
+    """What the rule would have said, had each run been known when it began or ended. Raises what `check` raises.
 
     `runs` are those since the last success before the stretch, and since a window before it. `maintenance` are the
     windows of the pipeline and its client.
@@ -107,11 +119,14 @@ def play(
     heard: list[tuple[datetime, Notice]] = []
     over: list[PastEpisode] = []
     closings = [end for _, end in times_of(maintenance, stretch.since, stretch.until)] if spans and maintenance else []
-    for moment in _moments(spans, stretch, closings):
-        seen = [_as_of(span, moment) for span in spans if span.since <= moment]
+    recent, settled, by_id = _Recent(spans), ground(runs), {run.run: run for run in runs}
+    for moment in _moments(spans, stretch, closings, check):
+        check()
+        seen = recent.at(moment, episodes)
         covered = replace(coverage, known_through=coverage.known_through and min(coverage.known_through, moment))
-        said = verdict(condition, pipeline, runs, covered, moment, seen)
-        finding = Finding(said, seen, runs, is_open(maintenance, moment))
+        said = verdict(condition, pipeline, settled, covered, moment, seen)
+        counted = [by_id[run] for episode in episodes for run in episode.evidence.runs]
+        finding = Finding(said, seen, counted, is_open(maintenance, moment))
         followed = follow(rule_id, condition, episodes, {pipeline.pipeline_id: finding}, moment)
         episodes = followed.episodes
         over += followed.over
@@ -119,20 +134,44 @@ def play(
     return Played(tuple(over), episodes, tuple(heard), tuple(spans), _unknown(pipeline, runs, coverage, stretch))
 
 
+class _Recent:
+    """The spans that evaluation may be about at a moment, in their order. Moments come in order, too.
+
+    A span that is over is left out as soon as no episode lies in it, nor can one that is yet to be found.
+    """
+
+    def __init__(self, spans: Iterable[Span]) -> None:
+        self._to_come = sorted(enumerate(spans), key=lambda one: one[1].since, reverse=True)
+        self._found: list[tuple[int, Span]] = []
+
+    def at(self, moment: datetime, episodes: Iterable[Episode]) -> list[Span]:
+        """The spans as they are known at this moment, at which these episodes are open."""
+        while self._to_come and self._to_come[-1][1].since <= moment:
+            insort(self._found, self._to_come.pop(), key=itemgetter(0))
+        known = [(place, _as_of(span, moment)) for place, span in self._found]
+        begins = [*(episode.since for episode in episodes), *(span.since for _, span in known if span.until is None)]
+        earliest = min(begins, default=moment)
+        kept = [span.until is None or span.until > earliest for _, span in known]
+        self._found = [one for one, keep in zip(self._found, kept, strict=True) if keep]
+        return [span for (_, span), keep in zip(known, kept, strict=True) if keep]
+
+
 def _as_of(span: Span, moment: datetime) -> Span:
     return span if span.until is None or span.until <= moment else replace(span, until=None)
 
 
-def _moments(spans: Iterable[Span], stretch: Stretch, closings: Sequence[datetime]) -> list[datetime]:
+def _moments(spans: Iterable[Span], stretch: Stretch, closings: Sequence[datetime], check: Check) -> list[datetime]:
     """When something may have changed: a span began or ended, maintenance was over, or a reminder was due."""
     found: set[datetime] = set()
+    looks = [stretch.look(close) for close in closings]
     for span in spans:
         begin, end = stretch.look(span.since), stretch.look(span.until) if span.until else stretch.until
         if span.until is not None and begin >= span.until:
             continue
         found |= {begin, end}
         # Reminders count from the announcement, and that waits until maintenance is over.
-        for announced in (begin, *(look for close in closings if begin < (look := stretch.look(close)) < end)):
+        for announced in (begin, *looks[bisect_right(looks, begin) : bisect_left(looks, end)]):
+            check()
             days = (timedelta(days=day) for day in range((end - announced).days + 1))
             found |= {due for wait in (*_REMINDERS, *days) if (due := stretch.look(announced + wait)) < end}
     return sorted(moment for moment in found if moment <= stretch.until)
@@ -317,13 +356,17 @@ class Tally:
 _PERCENTILES = {"delay_minutes_p50": 0.5, "delay_minutes_p95": 0.95}
 
 
-def silent(these: Iterable[Interval], others: Sequence[Interval]) -> int:
+def silent(these: Iterable[Interval], others: Iterable[Interval]) -> int:
     """How many of these episodes overlap none of the others."""
-    return sum(not any(_overlap(one, other) for other in others) for one in these)
+    ordered = sorted(others, key=itemgetter(0))
+    begins = [begin for begin, _ in ordered]
+    # Up to when, of the first one, the first two and so on, one was open.
+    ends = list(accumulate((end or _NEVER for _, end in ordered), max))
+    begun = ((begin, len(begins) if end is None else bisect_left(begins, end)) for begin, end in these)
+    return sum(not count or ends[count - 1] <= begin for begin, count in begun)
 
 
-def _overlap(one: Interval, other: Interval) -> bool:
-    return (one[1] is None or other[0] < one[1]) and (other[1] is None or one[0] < other[1])
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 def _minutes(span: timedelta) -> float:

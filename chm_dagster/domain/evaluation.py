@@ -52,7 +52,7 @@ def verdict(
     now: datetime,
     found: Sequence[Span],
 ) -> Verdict:
-    """The verdict at `now`, where the spans are known already."""
+    """The verdict at `now`, where the spans are known already. Of `runs`, their `ground` is enough."""
     if (undecided := _undecidable(condition, pipeline, coverage)) is not None:
         return undecided
     if (last := next((span for span in reversed(found) if span.until is None), None)) is not None:
@@ -83,6 +83,16 @@ def _no_ground(condition: Condition, runs: Sequence[RunFact], coverage: Coverage
     ):
         return "not known for a whole window yet"
     return ""
+
+
+def ground(runs: Iterable[RunFact]) -> list[RunFact]:
+    """Of the runs, the one that lets a verdict say "nothing is wrong": the success that settled last.
+
+    Without a success any other that settled; empty if none did.
+    """
+    settled = (run for run in runs if run.settled)
+    last = max(settled, key=lambda run: (run.status is RunStatus.SUCCESS, run.settled_at), default=None)
+    return [] if last is None else [last]
 
 
 def spans_of(

@@ -1,7 +1,7 @@
 """What back-testing an alert rule reads: pipelines and their runs of the last days."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -69,10 +69,11 @@ class Watched:
 
 def watched(
     engine: Engine, *, client: UUID | None, pipeline: UUID | None, rule_type: RuleType, since: datetime, now: datetime
-) -> Iterator[Watched]:
+) -> Generator[Watched, None, None]:
     """The active pipelines that such a rule would watch, with their runs since this time; without scope, all.
 
-    A pipeline with a rule of its own of that type is not among those of a client. Raises DatabaseUnavailable.
+    A pipeline with a rule of its own of that type is not among those of a client. Holds a connection until it is
+    closed. Raises DatabaseUnavailable.
     """
     scope = {"client": client, "pipeline": pipeline, "rule_type": rule_type}
     with database_errors(), engine.connect() as connection:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from chm_dagster.alerting.backtesting import back_test
+from chm_dagster.alerting.backtesting import back_test, within
 from chm_dagster.domain.backtests import BackTest, BackTestRequest
 from chm_dagster.domain.rules import AlertRule
 from chm_dagster.errors import InputError, NotFound
@@ -156,3 +156,16 @@ def test_what_cannot_be_tested_is_refused(world: World, fields: dict[str, Any], 
 def test_a_scope_that_does_not_exist_is_not_found(world: World) -> None:
     with pytest.raises(NotFound):
         tried(world, rule_type="on_failure", client_id="nobody")
+
+
+def test_a_back_test_ends_when_its_time_is_over(world: World) -> None:
+    for key in ("acme/orders", "acme/billing"):
+        world.runs(world.pipeline(key), "S0 F1 S2 F3")
+    clock = iter(range(100))
+    request = BackTestRequest.read({"rule_type": "on_failure", "days": 2})
+    with pytest.raises(InputError, match=r"^days: take longer than 4 s here; .* with `chm rule test`") as refused:
+        back_test(world.warehouse, request, at(48), check=within(4, clock=lambda: next(clock)))
+    assert next(clock) == 5
+    # Whoever keeps the error does not keep the connection.
+    assert world.engine.pool.checkedout() == 0, refused  # type: ignore[attr-defined]
+    assert tried(world, rule_type="on_failure").episodes == 4

@@ -7,7 +7,11 @@ import pytest
 import sqlalchemy as sa
 
 from chm_dagster.alerting.evaluating import evaluate_rules
+from chm_dagster.api.app import create_app
+from chm_dagster.serving import serve_in_thread
 from chm_dagster.warehouse.outbox import Outbox
+from chm_dagster.warehouse.warehouse import Warehouse
+from chm_dagster_tests.conftest import PLAIN_HTTP
 
 
 @pytest.fixture
@@ -73,6 +77,19 @@ def test_the_metrics_count_episodes_and_messages(failing: httpx.Client) -> None:
     assert 'chm_alert_messages{state="waiting"} 1.0' in text
     assert 'chm_alert_messages{state="undeliverable"} 0.0' in text
     assert "chm_alert_oldest_waiting_message_seconds 0." in text
+
+
+def test_a_back_test_does_not_hold_the_server_for_longer_than_it_may(
+    failing: httpx.Client, warehouse: Warehouse
+) -> None:
+    [rule] = failing.get("/api/v1/alert_rules").json()["items"]
+    app = create_app(warehouse)
+    app.state.longest_back_test = 0.0
+    with serve_in_thread(app) as url, httpx.Client(base_url=url, trust_env=False, verify=PLAIN_HTTP) as client:
+        for path in (f"alert_rules/{rule['id']}/test", "back_tests"):
+            answer = client.post(f"/api/v1/{path}", json={"rule_type": "on_failure"}, timeout=30)
+            assert answer.status_code == 400, path
+            assert [detail["field"] for detail in answer.json()["error"]["details"]] == ["days"]
 
 
 def test_a_rule_is_tested_over_the_last_days(failing: httpx.Client) -> None:

@@ -63,10 +63,12 @@ def warehouse(engine: Engine) -> Warehouse:
     return Warehouse(engine)
 
 
-def served(warehouse: Warehouse, token: str | None = None) -> AbstractContextManager[str]:
+def served(
+    warehouse: Warehouse, token: str | None = None, answers: Answers | None = None
+) -> AbstractContextManager[str]:
     """A server that keeps no answers: what a test has just changed shows at once."""
     app = create_app(warehouse, token=token)
-    app.state.answers = Answers(warehouse, costly=float("inf"))
+    app.state.answers = answers or Answers(warehouse, costly=float("inf"))
     return serve_in_thread(app)
 
 

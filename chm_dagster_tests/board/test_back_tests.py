@@ -1,14 +1,18 @@
 """Back-tests of rules on the board: the same answers as those of the API, with a form beside them."""
 
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 import sqlalchemy as sa
 
+from chm_dagster.board.answers import Answers
 from chm_dagster.domain.rules import AlertRule
 from chm_dagster.warehouse.engine import Engine
 from chm_dagster.warehouse.warehouse import Warehouse
+from chm_dagster_tests.board.conftest import browser, served
 from chm_dagster_tests.board.test_pages import Links, page, words
 from chm_dagster_tests.contracts.histories import watch
 
@@ -141,16 +145,62 @@ def test_a_rule_that_does_not_exist_is_not_found(board: httpx.Client, rule: Aler
 
 
 def test_a_rule_about_very_many_pipelines_is_tested_for_fewer_days(
-    board: httpx.Client, engine: Engine, rule: AlertRule
+    warehouse: Warehouse, engine: Engine, rule: AlertRule
 ) -> None:
+    """All of them failed twice, and each is played."""
     with engine.begin() as connection:
         connection.execute(
             sa.text(
-                "INSERT INTO pipelines (client_id, name, slug, platform, pipeline_type)"
+                "WITH more AS ("
+                " INSERT INTO pipelines (client_id, name, slug, platform, pipeline_type)"
                 " SELECT id, 'p' || n, 'p' || n, 'custom', 'ingestion' FROM clients, generate_series(1, 3998) AS n"
-                " WHERE slug = 'acme'"
+                " WHERE slug = 'acme' RETURNING id)"
+                " INSERT INTO runs (pipeline_id, external_run_id, status, started_at, finished_at)"
+                " SELECT id, 'r' || n, 'failed', now() - n * interval '1 day', now() - n * interval '23 hours'"
+                " FROM more, generate_series(1, 2) AS n"
             )
         )
-    assert "25" in re.findall(r'name="days" value="(\d+)"', page(board, address(rule)))
-    refused = words(page(board, address(rule, "?days=26"), 400))
+    answers = Answers(warehouse, costly=float("inf"), longest=float("inf"))
+    with served(warehouse, answers=answers) as url, browser(url) as board:
+        text = page(board, address(rule))
+        assert "25" in re.findall(r'name="days" value="(\d+)"', text)
+        assert tiles(text)[0] == "4,002 episodes, 3,999 still open"
+        refused = words(page(board, address(rule, "?days=26"), 400))
     assert "days: must be at most 25 on this page, because the rule is about 4,000 pipelines" in refused
+
+
+def test_a_back_test_that_takes_too_long_ends_with_what_to_do(warehouse: Warehouse, rule: AlertRule) -> None:
+    with served(warehouse, answers=Answers(warehouse, longest=0.0)) as url, browser(url) as board:
+        text = page(board, address(rule, "?days=7&threshold=1"), 400)
+    (alert,) = re.findall(r'<p id="problem" role="alert">(.*?)</p>', text)
+    assert alert.startswith("days: take longer than 0 s here; test fewer")
+    assert f"`chm rule test {str(rule.id)[-12:]}`" in alert
+    assert tiles(text) == []
+
+
+def test_other_pages_answer_while_back_tests_are_at_work(board: httpx.Client, engine: Engine, rule: AlertRule) -> None:
+    """Whoever holds the runs holds a back-test; the others are asked to come back, and no page waits for it."""
+    own = board.post(
+        "/api/v1/alert_rules",
+        json={"pipeline_id": "acme/orders", "rule_type": "on_failure", "channel": "slack", "destination": "#d"},
+    ).json()["id"]
+    with ThreadPoolExecutor(4) as people:
+        with engine.begin() as connection:
+            connection.execute(sa.text("LOCK TABLE runs IN ACCESS EXCLUSIVE MODE"))
+            asked = [people.submit(board.get, f"/rules/{own}/test?days={days}", timeout=120) for days in range(1, 5)]
+            while _waiting(engine) + sum(one.done() for one in asked) < len(asked):
+                time.sleep(0.05)
+            assert "Alert rules" in words(page(board, "/rules"))
+        found = sorted((one.result() for one in asked), key=lambda answer: answer.status_code)
+    assert [answer.status_code for answer in found] == [200, 503, 503, 503]
+    assert "Another back-test is running. Reload this page in a few seconds." in words(found[1].text)
+    assert found[1].headers["Retry-After"] == "5"
+    assert board.get(f"/rules/{own}/test?days=2").status_code == 200
+
+
+def _waiting(engine: Engine) -> int:
+    """How many sessions wait for the runs."""
+    asked = "SELECT count(*) FROM pg_locks WHERE relation = CAST('runs' AS regclass) AND NOT granted"
+    with engine.connect() as connection:
+        found: int = connection.execute(sa.text(asked)).scalar_one()
+    return found

@@ -1,7 +1,8 @@
 """Back-tests: the same episodes and messages that live evaluation would have given."""
 
 import random
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -173,3 +174,71 @@ def test_episodes_that_overlap_none_of_the_other_rule() -> None:
     assert silent([one, two, open_], [(at(1.5), at(3)), (at(9), at(10))]) == 1
     assert silent([one], [open_]) == silent([open_], [one, two]) == 1
     assert silent([open_], [open_]) == 0
+
+
+def calls(work: Callable[[], object]) -> int:
+    """How many functions it calls: the same in each run, however fast the machine is."""
+    found = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal found
+        found += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return found
+
+
+def every_hour(hours: int, letters: str) -> list[RunFact]:
+    return [run(letters[hour % len(letters)], hour, 6) for hour in range(hours)]
+
+
+@pytest.mark.parametrize(
+    ("condition", "letters", "last", "windows"),
+    [
+        (ON_FAILURE, "SF", "", ()),
+        (Condition(RuleType.NO_SUCCESS_IN_WINDOW, None, 45), "S", "F", ()),
+        (ON_FAILURE, "SF", "", ({"cron": "20 * * * *", "minutes": 5},)),
+    ],
+    ids=["spans", "no-success-at-the-end", "maintenance"],
+)
+def test_twice_the_time_is_twice_the_work(
+    condition: Condition, letters: str, last: str, windows: Sequence[Mapping[str, Any]]
+) -> None:
+    def work(hours: int) -> int:
+        runs = every_hour(hours, letters) + [run(letter, hours + n, 6) for letter in last for n in range(hours)]
+        stretch = Stretch(at(0), at(hours * (1 + len(last))), HALF_HOURS)
+        return calls(lambda: play(RULE, condition, HOURLY, runs, Coverage(stretch.until), stretch, windows))
+
+    # The slots of schedules are found once.
+    work(800)
+    assert work(800) < 2.5 * work(400)
+
+
+def test_a_back_test_asks_at_each_moment_whether_it_may_go_on() -> None:
+    asked, stretch = [0], Stretch(at(0), at(100), HALF_HOURS)
+
+    def check() -> None:
+        asked[0] += 1
+        if asked[0] > 60:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        play(RULE, ON_FAILURE, HOURLY, every_hour(100, "SF"), Coverage(at(100)), stretch, check=check)
+    assert asked == [61]
+
+
+def test_many_episodes_are_compared_without_looking_at_each_pair() -> None:
+    def work(number: int) -> int:
+        these = [(at(hour), at(hour + 0.4)) for hour in range(number)]
+        others = [(at(hour + 0.5), at(hour + 0.9)) for hour in range(number)]
+        found: list[int] = []
+        asked = calls(lambda: found.append(silent(these, others)))
+        assert found == [number]
+        return asked
+
+    assert work(800) < 2.5 * work(400)
