@@ -131,6 +131,7 @@ METHODS: list[tuple[str, Callable[[Warehouse], object]]] = [
     ("rules.delete", lambda w: w.rules.delete(SOMEBODY)),
     ("rules.disable", lambda w: w.rules.disable(SOMEBODY)),
     ("rules.list", lambda w: w.rules.list()),
+    ("rules.count", lambda w: w.rules.count()),
     ("rules.scopes", lambda w: w.rules.scopes([UUID(SOMEBODY)])),
     ("ask", lambda w: w.ask("failing_now")),
 ]
