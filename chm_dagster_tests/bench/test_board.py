@@ -5,21 +5,15 @@ from datetime import UTC, datetime
 import pytest
 import sqlalchemy as sa
 
-from bench import alerts, board, queries
-from bench.large_ledger import make
+from bench import board
 from chm_dagster.api.pages import _LISTS
-from chm_dagster.warehouse.engine import make_engine
 from chm_dagster.warehouse.warehouse import Warehouse
 
 
 @pytest.mark.alone
 @pytest.mark.slow
-def test_every_page_is_measured(empty_database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    engine = make_engine(empty_database_url)
-    make(engine, queries.QUICK)
-    alerts.add_rules(engine)
-    found = board.run(engine, quick=True)
-    engine.dispose()
+def test_every_page_is_measured(small_ledger: sa.Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    found = board.run(small_ledger, quick=True)
     assert len(found) == len(_LISTS) + len({"overview, a week ago", "client", "pipeline", "run"})
     printed = capsys.readouterr().out
     for name, page in found.items():

@@ -3,13 +3,12 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import sqlalchemy as sa
 
-from bench import alerts, dashboards, queries
-from bench.large_ledger import make
+from bench import dashboards
 from chm_dagster.presentation import grafana, metabase
 from chm_dagster.presentation.dashboards import DASHBOARDS
-from chm_dagster.warehouse.engine import make_engine
-from chm_dagster.warehouse.named_queries import queries as contract
+from chm_dagster.warehouse.named_queries import queries
 from chm_dagster_tests.dashboards.test_grafana import filled
 from chm_dagster_tests.dashboards.test_metabase import compiled
 
@@ -19,12 +18,8 @@ TIMES = {"since": NOW - timedelta(days=1), "until": NOW}
 
 @pytest.mark.alone
 @pytest.mark.slow
-def test_every_panel_and_card_is_measured(empty_database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    engine = make_engine(empty_database_url)
-    make(engine, queries.QUICK)
-    alerts.add_rules(engine)
-    found = dashboards.run(engine, quick=True)
-    engine.dispose()
+def test_every_panel_and_card_is_measured(small_ledger: sa.Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    found = dashboards.run(small_ledger, quick=True)
     assert set(found) == {panel.query for _, panels in DASHBOARDS.values() for panel in panels}
     printed = capsys.readouterr().out
     for name, one in found.items():
@@ -32,9 +27,9 @@ def test_every_panel_and_card_is_measured(empty_database_url: str, capsys: pytes
         assert one["ratio"]["panel"] > 0 and one["ratio"]["card"] > 0, name
 
 
-@pytest.mark.parametrize("name", contract())
+@pytest.mark.parametrize("name", queries())
 def test_statements_are_those_that_the_tools_send(name: str) -> None:
-    query = contract()[name]
+    query = queries()[name]
     grafana_text = grafana.statement(query)
     for macro, time in (("$__timeFrom()", TIMES["since"]), ("$__timeTo()", TIMES["until"])):
         grafana_text = grafana_text.replace(macro, f"'{time.isoformat()}'")

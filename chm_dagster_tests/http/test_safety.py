@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import shutil
 import ssl
-import subprocess
 import traceback
 from pathlib import Path
 
@@ -238,19 +236,6 @@ def test_retries_are_logged_with_what_an_operator_needs(all_logs: pytest.LogCapt
 def test_the_repr_names_connection_and_host_only() -> None:
     http = HttpClient("connection acme", "https://partner.example:8443/api/hidden/", token=TOKEN)
     assert repr(http) == "HttpClient(label='connection acme', host='partner.example')"
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not shutil.which("openssl"):
-        pytest.skip("making a certificate needs openssl")
-    pem = tmp_path_factory.mktemp("tls") / "both.pem"
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
-    )
-    subprocess.run([*command.split(), "-keyout", pem, "-out", f"{pem}.crt"], check=True, capture_output=True)
-    pem.write_bytes(pem.read_bytes() + Path(f"{pem}.crt").read_bytes())
-    return pem
 
 
 def tls_server(certificate: Path) -> FaultServer:
