@@ -1111,7 +1111,7 @@ ORDER BY p.client_slug, p.pipeline_slug;
 --   reminders int4: how many reminders there were
 --   acknowledged_at timestamptz
 --   acknowledged_by text: who takes care of it; null if nobody said so
---   failures int4: failed runs that count; 0 for what did not happen
+--   failures int4: failed runs that count, up to 1,000 (10,000 in a window); 0 for what did not happen
 --   external_run_id text: the latest run that counts; null for what did not happen
 SELECT
     e.episode_id,
@@ -1174,7 +1174,7 @@ ORDER BY e.since, e.client_slug, e.pipeline_slug, e.rule_id;
 --   over_at timestamptz: when CHM found that it is over
 --   reminders int4: how many reminders there were
 --   acknowledged_by text: who took care of it; null if nobody said so
---   failures int4: failed runs that counted; 0 for what did not happen
+--   failures int4: failed runs that counted, up to 1,000 (10,000 in a window); 0 for what did not happen
 --   reason text: why nobody watches any longer; null unless it ended
 SELECT
     CAST(e.episode ->> 'id' AS uuid) AS episode_id,

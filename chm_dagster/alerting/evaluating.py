@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from chm_dagster.domain.alerts import (
     Notice,
     NoticeKind,
     Receiver,
+    Span,
     State,
     Verdict,
 )
@@ -28,7 +29,7 @@ from chm_dagster.domain.error_text import fingerprint
 from chm_dagster.domain.evaluation import spans_of, verdict
 from chm_dagster.domain.maintenance import is_open
 from chm_dagster.domain.messages import OPENINGS_WITHIN, SAME_ERROR_WITHIN, Item, Openings, grouped
-from chm_dagster.domain.rules import Channel, RuleType
+from chm_dagster.domain.rules import COUNT_FAILURES, Channel, RuleType
 from chm_dagster.warehouse.alerts import MAX_FAILURES, Evaluation, RuleState, Situation, Subject, evaluation
 from chm_dagster.warehouse.engine import Engine
 
@@ -67,11 +68,14 @@ def evaluate_rules(engine: Engine, now: datetime | None = None) -> EvaluationRep
         if current is None:
             return None
         situation = current.situation()
-        followed = {rule_id: _follow(rule, situation) for rule_id, rule in situation.rules.items()}
+        findings = {rule_id: _findings(rule, situation) for rule_id, rule in situation.rules.items()}
+        followed = {rule_id: _follow(rule, situation, findings[rule_id]) for rule_id, rule in situation.rules.items()}
         openings = _openings(current, situation, followed)
         held = {receiver for receiver, before in openings.items() if before.held_until(current.now)}
         followed |= {
-            rule.id: _follow(rule, situation, held) for rule in situation.rules.values() if rule.receiver in held
+            rule_id: _follow(rule, situation, findings[rule_id], held)
+            for rule_id, rule in situation.rules.items()
+            if rule.receiver in held
         }
         announced = [(rule_id, notice) for rule_id, after in followed.items() for notice in after.notices]
         messages = grouped(_items(current, situation, followed), current.now, openings)
@@ -115,12 +119,17 @@ def _openings(
     return current.openings(current.now - OPENINGS_WITHIN) if new else {}
 
 
-def _follow(rule: RuleState, situation: Situation, held: Collection[Receiver] = ()) -> Followed:
-    findings = {
+def _findings(rule: RuleState, situation: Situation) -> Mapping[UUID, Finding]:
+    return {
         pipeline_id: _finding(rule, situation.subjects[pipeline_id], situation.now)
         for pipeline_id in sorted(situation.candidates.get(rule.id, ()))
         if pipeline_id in situation.subjects
     }
+
+
+def _follow(
+    rule: RuleState, situation: Situation, findings: Mapping[UUID, Finding], held: Collection[Receiver] = ()
+) -> Followed:
     followed = follow(
         rule.id,
         rule.condition,
@@ -143,13 +152,26 @@ def _named(episode: Episode, situation: Situation) -> Episode:
 
 def _finding(rule: RuleState, subject: Subject, now: datetime) -> Finding:
     facts = (rule.condition, subject.expectations, subject.runs, subject.coverage, now)
-    spans = spans_of(*facts)
-    said, complete_from = verdict(*facts, spans), subject.complete_from(rule.condition)
+    complete_from = subject.complete_from(rule.condition)
+    spans = _marked(rule.condition, spans_of(*facts), complete_from)
+    said = verdict(*facts, spans)
     if said.state is State.OK and _is_cut(rule.condition, complete_from, now):
         said = Verdict.unknown(Doubt.BLIND, f"more than {MAX_FAILURES:,} failures in the window")
     expected = subject.expectations.of(rule.condition)
     is_quiet = is_open(subject.maintenance, now)
     return Finding(said, spans, subject.runs, is_quiet, complete_from, expected)
+
+
+def _marked(condition: Condition, spans: Sequence[Span], complete_from: datetime | None) -> Sequence[Span]:
+    """The spans; those that may have begun before the runs that were looked at say so in their evidence."""
+    if complete_from is None or condition.rule_type not in COUNT_FAILURES:
+        return spans
+    return [
+        msgspec.structs.replace(span, evidence=dataclasses.replace(span.evidence, at_least=True))
+        if span.since <= complete_from
+        else span
+        for span in spans
+    ]
 
 
 def _is_cut(condition: Condition, complete_from: datetime | None, now: datetime) -> bool:

@@ -160,7 +160,8 @@ class Evidence:
 
     `runs` are the runs that counted, at most `MAX_LISTED`, the first ones; `latest` is the last one of them; `count` is
     how many there are. `slot` is the first missed slot; `limit_minutes` the time that was exceeded; `last_success` the
-    success before. `reason` says in words why a verdict is unknown.
+    success before. `reason` says in words why a verdict is unknown. `at_least`: there are `count` or more, because no
+    more are counted or looked at; a streak may have begun earlier.
     """
 
     runs: tuple[str, ...] = ()
@@ -170,6 +171,7 @@ class Evidence:
     limit_minutes: int | None = None
     last_success: datetime | None = None
     reason: str = ""
+    at_least: bool = False
 
 
 class Span(msgspec.Struct, frozen=True):

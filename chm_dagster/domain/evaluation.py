@@ -102,7 +102,7 @@ def spans_of(
     if _undecidable(condition, pipeline, coverage) is not None:
         return []
     known = None if coverage.known_through is None else min(coverage.known_through, now)
-    ordered = sorted(runs, key=order)
+    ordered = InOrder.of(runs)
     match condition.rule_type:
         case RuleType.ON_FAILURE:
             return list(_streaks(ordered, 1))
@@ -121,6 +121,17 @@ def spans_of(
 def order(run: RunFact) -> tuple[datetime, datetime, str]:
     """What puts the runs of a pipeline in order."""
     return run.effective_at, run.finished_at or BEFORE_ALL, run.run
+
+
+class InOrder(tuple[RunFact, ...]):
+    """Runs of a pipeline in their order. Several rules look at the same runs, which are sorted once."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, runs: Iterable[RunFact]) -> "InOrder":
+        """These runs in order; at no cost if they are."""
+        return runs if isinstance(runs, cls) else cls(sorted(runs, key=order))
 
 
 def _listed(runs: Sequence[RunFact]) -> Evidence:
@@ -297,4 +308,5 @@ def _missed(
         return None
     last = (known if after is None else min(after - timedelta.resolution, known)) - grace
     count = max(1, slots.count(slot, last, MAX_SLOTS))
-    return Span(deadline, after, Evidence(count=count, slot=slot, limit_minutes=int(grace.total_seconds() // 60)))
+    limit = int(grace.total_seconds() // 60)
+    return Span(deadline, after, Evidence(count=count, slot=slot, limit_minutes=limit, at_least=count >= MAX_SLOTS))

@@ -26,6 +26,10 @@ class RuleType(enum.StrEnum):
     MISSED_RUN = "missed_run"
 
 
+COUNT_FAILURES = frozenset({RuleType.ON_FAILURE, RuleType.CONSECUTIVE_FAILURES, RuleType.FAILURES_IN_WINDOW})
+"""The rules that fire because of runs that failed; the others because of what did not happen."""
+
+
 class Channel(enum.StrEnum):
     """How a rule notifies."""
 

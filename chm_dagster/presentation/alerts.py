@@ -6,10 +6,10 @@ from datetime import datetime, timedelta
 from html import escape
 from typing import Any
 
-from chm_dagster.domain.alerts import NoticeKind
+from chm_dagster.domain.alerts import Evidence, NoticeKind
 from chm_dagster.domain.blindness import Note, NoteKind
 from chm_dagster.domain.messages import MAX_OPENINGS, Item, Message, SameError, entries
-from chm_dagster.domain.rules import RuleType
+from chm_dagster.domain.rules import COUNT_FAILURES, RuleType
 from chm_dagster.presentation.columns import count, duration, listed, to_the_minute
 
 SHOWN = 10
@@ -97,10 +97,11 @@ def _state(item: Item) -> str:
     since, found = _at(item.since), item.evidence
     match item.rule_type:
         case RuleType.ON_FAILURE | RuleType.CONSECUTIVE_FAILURES:
-            return f"failing since {since}, {count(found.count, 'failure')}{' in a row' if found.count > 1 else ''}"
+            begin = f"{since} or earlier" if found.at_least else since
+            return f"failing since {begin}, {_counted(found, 'failure')}{' in a row' if found.count > 1 else ''}"
         case RuleType.FAILURES_IN_WINDOW:
             window = duration((item.window_minutes or 0) * 60)
-            return f"{count(found.count, 'failure')} since {since}, the limit is {item.threshold} within {window}"
+            return f"{_counted(found, 'failure')} since {since}, the limit is {item.threshold} within {window}"
         case RuleType.NO_SUCCESS_IN_WINDOW:
             last = _at(found.last_success) if found.last_success else "never"
             return f"no success for more than {duration((item.window_minutes or 0) * 60)}, last success: {last}"
@@ -108,7 +109,7 @@ def _state(item: Item) -> str:
             return f"running for more than {duration((found.limit_minutes or 0) * 60)} since {since}"
         case RuleType.MISSED_RUN:
             due = _at(found.slot) if found.slot else since
-            more = f", {found.count} runs missed" if found.count > 1 else ""
+            more = f", {_counted(found, 'run')} missed" if found.count > 1 else ""
             return f"no run since it was due at {due}{more}"
 
 
@@ -117,9 +118,13 @@ def _recovery(item: Item) -> str:
     if item.rule_type is RuleType.MISSED_RUN and item.evidence.slot is not None:
         return f"ran at {_at(until)}, {_length(until - item.evidence.slot)} late"
     failed = ""
-    if item.rule_type in (RuleType.ON_FAILURE, RuleType.CONSECUTIVE_FAILURES, RuleType.FAILURES_IN_WINDOW):
-        failed = f", {count(item.evidence.count, 'failed run')}"
+    if item.rule_type in COUNT_FAILURES:
+        failed = f", {_counted(item.evidence, 'failed run')}"
     return f"recovered at {_at(until)} after {_length(until - item.since)}{failed}"
+
+
+def _counted(found: Evidence, noun: str) -> str:
+    return f"{'at least ' if found.at_least else ''}{count(found.count, noun)}"
 
 
 def _at(time: datetime) -> str:
@@ -335,6 +340,7 @@ def _data(item: Item, board_url: str | None) -> dict[str, Any]:
         "since": item.since.isoformat(),
         "until": item.until.isoformat() if item.until else None,
         "failures": item.evidence.count,
+        "failures_are_at_least": item.evidence.at_least,
         "error": item.error or None,
         "same_error_at": list(item.same_error_at),
         "url": item.source_url,

@@ -24,7 +24,7 @@ from chm_dagster.domain.alerts import (
     RunFact,
 )
 from chm_dagster.domain.error_text import error_summary
-from chm_dagster.domain.evaluation import order
+from chm_dagster.domain.evaluation import InOrder
 from chm_dagster.domain.messages import Message, Openings
 from chm_dagster.domain.pipelines import PUSHED, Platform
 from chm_dagster.domain.rules import Channel, RuleType
@@ -147,14 +147,16 @@ _RUN = "r.external_run_id, r.status, r.effective_at, r.started_at, r.finished_at
 _NEWEST = "ORDER BY r.effective_at DESC, r.finished_at DESC NULLS LAST, r.id DESC"
 # Everything since the latest success, or since the time that an open episode needs; at least three runs. Where a window
 # counts failures, those of the window as well.
-# Rows go by the number of their pipeline in `ids`: there may be many, and an id costs more to read and compare.
+# Rows go by the number of their pipeline in `ids`: there may be many, and an id costs more to read and compare. The
+# latest success is found in an index, and then read by its id: there may be many failures since.
 _RUNS = sa.text(f"""
 SELECT p.n, r.* FROM unnest(
     CAST(:ids AS uuid[]), CAST(:since AS timestamptz[]), CAST(:counted AS timestamptz[])
 ) WITH ORDINALITY AS p(id, since, counted, n)
+LEFT JOIN LATERAL (SELECT s.id, s.effective_at FROM latest_success(p.id) AS s) AS good ON true
 CROSS JOIN LATERAL (
     SELECT least(
-        coalesce((SELECT good.effective_at FROM latest_success(p.id) AS good), '-infinity'),
+        coalesce(good.effective_at, '-infinity'),
         p.since,
         (SELECT min(third.effective_at) FROM latest_runs(p.id, 3) AS third)
     ) AS first
@@ -164,7 +166,7 @@ CROSS JOIN LATERAL (
     UNION
     SELECT {_RUN} FROM runs AS r WHERE r.pipeline_id = p.id AND r.status = 'running'
     UNION
-    SELECT {_RUN} FROM latest_success(p.id) AS r
+    SELECT {_RUN} FROM runs AS r WHERE r.id = good.id
     UNION
     (SELECT {_RUN} FROM runs AS r
      WHERE r.pipeline_id = p.id AND r.status = 'failed' AND r.effective_at >= p.counted {_NEWEST} LIMIT :failures)
@@ -286,15 +288,16 @@ class Evaluation:
         gaps = tuple(api_gaps(self._connection, self.now)) if rows else ()
         return {row.id: _subject(row, found[row.id], counted.get(row.id), self.now, gaps) for row in rows}
 
-    def _runs(self, since: Mapping[UUID, datetime], counted: Mapping[UUID, datetime]) -> dict[UUID, list[RunFact]]:
+    def _runs(self, since: Mapping[UUID, datetime], counted: Mapping[UUID, datetime]) -> dict[UUID, InOrder]:
         ids = list(since)
         found: list[list[RunFact]] = [[] for _ in ids]
         times = {"since": list(since.values()), "counted": [counted.get(pipeline_id) for pipeline_id in ids]}
         wanted = {"ids": ids, **times, "limit": MAX_RUNS, "failures": MAX_FAILURES}
-        for number, *run in self._connection.execute(_RUNS, wanted).all():
-            found[number - 1].append(fact_of(*run))
-        # Each rule sorts them; what is in order is sorted at once.
-        return {pipeline_id: sorted(runs, key=order) for pipeline_id, runs in zip(ids, found, strict=True)}
+        # In parts, so that Python's garbage collector does not look at all rows again and again.
+        for part in self._connection.execute(_RUNS, wanted).partitions(500):
+            for number, *run in part:
+                found[number - 1].append(fact_of(*run))
+        return {pipeline_id: InOrder.of(runs) for pipeline_id, runs in zip(ids, found, strict=True)}
 
     def errors(self, runs: Collection[tuple[UUID, str]]) -> dict[tuple[UUID, str], tuple[str, str | None]]:
         """Of each run the telling line of its error, and the link to it."""

@@ -14,6 +14,7 @@ from chm_dagster.domain.alerts import Condition, Coverage, Expectations, NoticeK
 from chm_dagster.domain.evaluation import evaluate
 from chm_dagster.domain.messages import MAX_OPENINGS, Item, SameError, entries
 from chm_dagster.errors import NotFound
+from chm_dagster.presentation.alerts import sentence
 from chm_dagster.warehouse.alerts import MAX_FAILURES, MAX_RUNS, evaluation
 from chm_dagster.warehouse.inventory.pipelines import purge
 from chm_dagster_tests.alerting.situations import World
@@ -358,6 +359,15 @@ def test_a_streak_that_is_longer_than_what_is_looked_at_keeps_its_beginning(worl
     world.runs(pipeline, [run("F", n / 10, 1, run=f"{n:05}") for n in range(MAX_RUNS + 20)])
     world.look(150.1, pipeline)
     assert list(world.open_since().values()) == [since] == [at(0) + timedelta(minutes=1)]
+    # An hour later it is time for a reminder. It does not pretend to know how many there are.
+    world.known(151.2, pipeline)
+    world.evaluate(151.2)
+    [[item]] = [message.items for message in world.messages()]
+    assert sentence(item).endswith("or earlier, at least 1,000 failures in a row")
+    world.runs(pipeline, [run("F", n / 10, 1, run=f"{n:05}") for n in range(MAX_RUNS - 5)])
+    world.evaluate(151.3)
+    [episode] = world.episodes().values()
+    assert (episode.evidence.count, episode.evidence.at_least) == (MAX_RUNS - 5, False)
 
 
 def test_a_run_that_has_been_stuck_since_long_ago_is_seen(world: World) -> None:

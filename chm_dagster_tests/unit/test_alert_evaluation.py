@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chm_dagster.domain.alerts import Condition, Coverage, Expectations, RunFact, Span, State, Verdict
-from chm_dagster.domain.evaluation import evaluate, spans_of
+from chm_dagster.domain.evaluation import MAX_SLOTS, evaluate, spans_of
 from chm_dagster.domain.rules import RuleType
 from chm_dagster.domain.runs import RunKind, RunStatus
 
@@ -331,6 +331,13 @@ def test_a_run_that_comes_late_ends_the_span_and_slots_without_one_are_counted()
     spans = spans_of(MISSED, expects(**DAILY), runs, known(103), at(103))
     assert times(spans) == [(6.5, 7.5), (30.5, 102.0)]
     assert [(hours(span.evidence.slot), span.evidence.count) for span in spans] == [(6.0, 1), (30.0, 3)]
+
+
+def test_missed_slots_are_counted_up_to_a_limit_and_the_count_says_so() -> None:
+    hourly = expects(schedule_cron="0 * * * *", grace_minutes=15)
+    for hour, expected in ((99.5, (MAX_SLOTS - 1, False)), (100.5, (MAX_SLOTS, True)), (300.5, (MAX_SLOTS, True))):
+        evidence = judged(MISSED, story("S0"), hour, pipeline=hourly).evidence
+        assert (evidence.count, evidence.at_least) == expected
 
 
 def test_one_run_shortly_before_a_slot_does_not_stand_for_two() -> None:
