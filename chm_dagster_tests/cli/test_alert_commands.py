@@ -36,7 +36,7 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hook]]:
     """A receiver that is set up as the endpoint `ops-pager`."""
     handler = type("OwnHook", (Hook,), {"received": [], "status": 204})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         monkeypatch.setenv("CHM_WEBHOOK_URL_OPS_PAGER", f"http://127.0.0.1:{server.server_port}/hooks/k3y")
         monkeypatch.setenv("CHM_WEBHOOK_SECRET_OPS_PAGER", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
         yield handler

@@ -158,6 +158,7 @@ def serving(answer: Callable[[str, str, dict[str, str], Any], tuple[int, Any]]) 
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body in one packet: a second one would wait for the client
 
         def _any(self) -> None:
             length = int(self.headers.get("content-length") or 0)
@@ -182,7 +183,7 @@ def serving(answer: Callable[[str, str, dict[str, str], Any], tuple[int, Any]]) 
                 super().handle_error(request, client_address)
 
     server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

@@ -67,6 +67,7 @@ def test_services_are_chm_app_and_only_migrate_is_the_owner(compose: Services) -
         assert "CHM_APP_POSTGRES_PASSWORD" not in compose.environment(service)
 
 
+@pytest.mark.slow
 def test_it_ingests_evaluates_delivers_and_reports(ingested: Services) -> None:
     assert ingested.chm("ingest")["totals"]["failed_pipelines"] == 0, "a second time, on runs that are there"
     evaluated = ingested.run("code", "chm", "alert", "run", "--format", "json")
@@ -81,6 +82,7 @@ def test_it_ingests_evaluates_delivers_and_reports(ingested: Services) -> None:
         assert "Traceback" not in done.stderr and done.stdout
 
 
+@pytest.mark.slow
 def test_dagster_evaluates_and_delivers_in_the_code_location(ingested: Services) -> None:
     chosen = ["--select", "alert_episodes*", "--module-name", "chm_dagster.definitions"]
     done = ingested.run("code", "dagster", "asset", "materialize", *chosen)

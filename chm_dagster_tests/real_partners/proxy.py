@@ -42,6 +42,7 @@ def counting_proxy(target: str) -> Iterator[Proxy]:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # head and body in one packet: a second one would wait for the client
 
             def _forward(self) -> None:
                 proxy.requests.append(f"{self.command} {self.path}")
@@ -69,7 +70,7 @@ def counting_proxy(target: str) -> Iterator[Proxy]:
 
         with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
             proxy = Proxy(f"http://127.0.0.1:{server.server_port}")
-            thread = threading.Thread(target=server.serve_forever, daemon=True)
+            thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
             thread.start()
             try:
                 yield proxy
