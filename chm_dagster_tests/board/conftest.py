@@ -73,7 +73,7 @@ def served(
 
 
 def browser(url: str) -> httpx.Client:
-    return httpx.Client(base_url=url, headers={"Accept": "text/html"}, trust_env=False, verify=PLAIN_HTTP, timeout=30)
+    return httpx.Client(base_url=url, headers={"Accept": "text/html"}, trust_env=False, verify=PLAIN_HTTP, timeout=120)
 
 
 @pytest.fixture
