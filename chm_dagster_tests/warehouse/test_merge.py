@@ -42,16 +42,20 @@ def pipeline_id(engine: sa.Engine) -> UUID:
     return add_pipeline(engine).id
 
 
-def test_replaying_three_times_writes_no_rows_and_hardly_any_wal(engine: sa.Engine, pipeline_id: UUID) -> None:
+def test_replaying_writes_no_rows_and_hardly_any_wal(engine: sa.Engine, pipeline_id: UUID) -> None:
     batch = [observation(pipeline_id, f"r{n}") for n in range(500)]
     assert merge(engine, *batch) == Counts(inserted=500)
-    before, position = rows(engine, PHYSICAL), rows(engine, "SELECT pg_current_wal_insert_lsn() AS lsn")[0]["lsn"]
-    for _ in range(3):
+    before = rows(engine, PHYSICAL)
+    written = []
+    for _ in range(5):
+        [position] = rows(engine, "SELECT pg_current_wal_insert_lsn() AS lsn")
         later = [msgspec.structs.replace(o, observed_at=o.observed_at + minutes(5)) for o in batch]
         assert merge(engine, *later) == Counts(unchanged=500)
+        [wal] = rows(engine, "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), :lsn) AS wal", lsn=position["lsn"])
+        written.append(wal["wal"])
     assert rows(engine, PHYSICAL) == before
-    wal = rows(engine, "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), :lsn) AS wal", lsn=position)[0]["wal"]
-    assert wal < 30_000  # 500 rewritten rows are over 300,000 bytes
+    # The server writes for itself as well, now and then; hence the least. 500 rewritten rows are over 100,000 bytes.
+    assert min(written) < 10_000
 
 
 def test_running_becomes_success_in_place(engine: sa.Engine, pipeline_id: UUID) -> None:
