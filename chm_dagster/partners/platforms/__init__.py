@@ -13,10 +13,10 @@ from chm_dagster.partners.engine.details import DetailSource, RunDetails
 from chm_dagster.partners.engine.mapping import RecordMapper
 from chm_dagster.partners.engine.model import Rest
 from chm_dagster.partners.engine.selectors import overlay
-from chm_dagster.partners.platforms.airflow import AirflowDetails
-from chm_dagster.partners.platforms.dagster import DagsterDetails
+from chm_dagster.partners.platforms.airflow_details import AirflowDetails
+from chm_dagster.partners.platforms.dagster_details import DagsterDetails
 from chm_dagster.partners.platforms.generic import GenericMapper
-from chm_dagster.partners.platforms.github import GithubDetails
+from chm_dagster.partners.platforms.github_details import GithubDetails
 from chm_dagster.partners.port import MapRecord
 
 GENERIC = "generic"
