@@ -81,7 +81,7 @@ def _escaped(statement: str) -> str:
 def _timed(action: Callable[[], object], rounds: int) -> dict[str, float]:
     """p50 and p95 in milliseconds, after a first call that does not count.
 
-    Python's garbage collector waits meanwhile, as in `timeit`: Grafana and Metabase read rows without it.
+    Python's garbage collector is off meanwhile, as in `timeit`: Grafana and Metabase do not have it.
     """
     action()
     spent = []

@@ -27,7 +27,7 @@ class RuleType(enum.StrEnum):
 
 
 COUNT_FAILURES = frozenset({RuleType.ON_FAILURE, RuleType.CONSECUTIVE_FAILURES, RuleType.FAILURES_IN_WINDOW})
-"""The rules that fire because of runs that failed; the others because of what did not happen."""
+"""The rules that fire because runs failed. The others fire because something did not happen."""
 
 
 class Channel(enum.StrEnum):

@@ -120,11 +120,15 @@ def _recovery(item: Item) -> str:
     failed = ""
     if item.rule_type in COUNT_FAILURES:
         failed = f", {_counted(item.evidence, 'failed run')}"
-    return f"recovered at {_at(until)} after {_length(until - item.since)}{failed}"
+    return f"recovered at {_at(until)} after {_at_least(item.evidence)}{_length(until - item.since)}{failed}"
 
 
 def _counted(found: Evidence, noun: str) -> str:
-    return f"{'at least ' if found.at_least else ''}{count(found.count, noun)}"
+    return f"{_at_least(found)}{count(found.count, noun)}"
+
+
+def _at_least(found: Evidence) -> str:
+    return "at least " if found.at_least else ""
 
 
 def _at(time: datetime) -> str:

@@ -117,6 +117,7 @@ def test_a_webhook_is_signed_json_under_the_id_of_the_message() -> None:
         "e1-opened",
     )
     assert notice["since"] == SINCE.isoformat()
+    assert notice["failures_are_at_least"] is False
 
 
 def test_the_reference_library_verifies_what_was_sent() -> None:

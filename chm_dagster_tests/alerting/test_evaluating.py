@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -364,6 +365,8 @@ def test_a_streak_that_is_longer_than_what_is_looked_at_keeps_its_beginning(worl
     world.evaluate(151.2)
     [[item]] = [message.items for message in world.messages()]
     assert sentence(item).endswith("or earlier, at least 1,000 failures in a row")
+    over = msgspec.structs.replace(item, kind=NoticeKind.RECOVERED, until=at(152))
+    assert "after at least 6 d" in sentence(over) and sentence(over).endswith("at least 1,000 failed runs")
     world.runs(pipeline, [run("F", n / 10, 1, run=f"{n:05}") for n in range(MAX_RUNS - 5)])
     world.evaluate(151.3)
     [episode] = world.episodes().values()
